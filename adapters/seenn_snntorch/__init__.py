@@ -1,0 +1,80 @@
+"""snnTorch networks: ``nn.Sequential`` or one-step modules, with hidden or explicit neuron states.
+
+Finds what it needs in ``sys.modules`` and imports no framework: a model of a framework that is not imported does
+not exist.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from seenn_plugin.module_adapter import ModuleAdapter
+from seenn_plugin.module_state import Cell
+from seenn_plugin.signature import REQUIRED
+
+
+def _neuron_class() -> type | None:
+    module = sys.modules.get("snntorch._neurons.neurons")
+    return getattr(module, "SpikingNeuron", None)
+
+
+class SnnTorchAdapter(ModuleAdapter):
+    """Steps snnTorch 1.x networks.
+
+    Neuron states are the non-persistent buffers of the neurons. ``utils.reset`` is never called: it resets
+    same-class neurons of the whole process.
+    """
+
+    name = "snntorch"
+    framework = "snntorch"
+    extra = "snntorch"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        neuron = _neuron_class()
+        self._neurons = {m for m in model.modules() if neuron is not None and isinstance(m, neuron)}
+        for module in self._neurons:
+            if type(module).__name__ == "SLSTM" and module.input_size != module.hidden_size:
+                warnings.warn(
+                    f"SLSTM({module.input_size}, {module.hidden_size}) forgets its state at every timestep, "
+                    "because snnTorch "
+                    "compares the state with the input's shape; its answers are reproduced as they are. "
+                    "Use input_size == hidden_size.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+
+    @classmethod
+    def claims(cls, model: nn.Module) -> bool:
+        neuron = _neuron_class()
+        return neuron is not None and any(isinstance(module, neuron) for module in model.modules())
+
+    def reset(self) -> None:
+        # An empty state: every neuron makes it anew, for the rows at hand, at its next timestep.
+        for neuron in self._neurons:
+            for key in neuron._non_persistent_buffers_set:
+                buffer = neuron._buffers[key]
+                if buffer is not None:
+                    neuron._buffers[key] = buffer.new_zeros(0)
+
+    def owns(self, cell: Cell) -> bool:
+        return (
+            cell.module in self._neurons
+            and cell.path == ("_buffers",)
+            and cell.key in cell.module._non_persistent_buffers_set
+        )
+
+    def is_scratch(self, cell: Cell) -> bool:
+        # Neurons note their last reset signal, and some their last spikes, in plain attributes that nothing reads.
+        return cell.module in self._neurons and cell.path == () and cell.key in ("reset", "spk")
+
+    def fresh_argument(self, default: Any) -> Any:
+        return torch.zeros(0, device=self._device()) if default is REQUIRED else default
+
+    def _device(self) -> torch.device | None:
+        return next((tensor.device for tensor in [*self.model.parameters(), *self.model.buffers()]), None)

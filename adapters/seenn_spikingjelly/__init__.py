@@ -1,0 +1,184 @@
+"""SpikingJelly networks, of 2.0.0 and of 0.0.0.0.14, in single-step and in multi-step mode.
+
+Finds what it needs in ``sys.modules`` and imports no framework: a model of a framework that is not imported does
+not exist. Both generations keep state in ``_memories``, so one adapter serves both.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seenn_plugin.errors import ModelRefused
+from seenn_plugin.module_adapter import ModuleAdapter
+from seenn_plugin.module_state import Cell, isolated
+from seenn_plugin.tolerance import rows_agree
+
+StepMode = Literal["s", "m"]
+_PACKAGE = "spikingjelly.activation_based"
+
+
+def _memory_class() -> type | None:
+    return getattr(sys.modules.get(f"{_PACKAGE}.base"), "MemoryModule", None)
+
+
+class SpikingJellyAdapter(ModuleAdapter):
+    """Steps SpikingJelly networks in the step mode that the caller has set, or faster in the other if that is equal.
+
+    Args:
+        model: the network.
+        step_mode: how the network takes its input: ``"s"`` for ``[N, ...]``, ``"m"`` for ``[T, N, ...]``. By default
+            read off its stateful modules.
+    """
+
+    name = "spikingjelly"
+    framework = "spikingjelly"
+    extra = "spikingjelly"
+
+    def __init__(self, model: nn.Module, step_mode: StepMode | None = None) -> None:
+        super().__init__(model)
+        self._given_mode = step_mode
+        # For each step mode that the network can run in: the attributes of the modules to set, and their value then.
+        self._switches: dict[StepMode, list[tuple[dict[str, Any], StepMode]]] = {}
+
+    @classmethod
+    def claims(cls, model: nn.Module) -> bool:
+        memory_module = _memory_class()
+        return memory_module is not None and any(isinstance(module, memory_module) for module in model.modules())
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        for module in self._memory_modules():
+            module.reset()
+
+    def owns(self, cell: Cell) -> bool:
+        return cell.path == ("_memories",)
+
+    def _memory_modules(self) -> list[Any]:
+        return [module for module in self.model.modules() if "_memories" in vars(module)]
+
+    # -- time -----------------------------------------------------------------------------------------------------
+
+    @property
+    def step_mode(self) -> StepMode:
+        """The mode in which the caller has set the network: that of its outermost modules that mind time.
+
+        Raises:
+            ModelRefused: if some are in single-step and some in multi-step mode.
+        """
+        if self._given_mode is not None:
+            return self._given_mode
+        modes: set[StepMode] = set(_outermost_step_modes(self.model))
+        if len(modes) > 1:
+            raise ModelRefused(
+                f"the stateful modules of {type(self.model).__name__} are in different step modes.",
+                "Call functional.set_step_mode(net, 'm') (or 's'), or pass "
+                "adapter=functools.partial(SpikingJellyAdapter, step_mode='m').",
+            )
+        return next(iter(modes), "s")
+
+    def takes_time(self) -> bool:
+        return self.step_mode == "m"
+
+    def fingerprint(self) -> Any:
+        return tuple(vars(module).get("_step_mode") for module in self.model.modules())
+
+    def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
+        """Find out whether the network answers the same in the step mode that the caller has not set.
+
+        Single steps are faster in single-step mode, chunks in multi-step mode; not every network can be switched.
+        """
+        own: StepMode = self.step_mode
+        other: StepMode = "s" if own == "m" else "m"
+        self._switches = {own: []}
+        attributes = [vars(module) for module in self.model.modules() if "_step_mode" in vars(module)]
+        before = [holder["_step_mode"] for holder in attributes]
+        frames = torch.stack([inputs[0], inputs[-1]]) if sequence else torch.stack([inputs, inputs.flip(-1)])
+        try:
+            expected, _ = self._run_from_reset(frames, own)
+            sys.modules[f"{_PACKAGE}.functional"].set_step_mode(self.model, other)
+            switch = [
+                (holder, holder["_step_mode"])
+                for holder, mode in zip(attributes, before, strict=True)
+                if holder["_step_mode"] != mode
+            ]
+            found, _ = self._run_from_reset(frames, other)
+            if all(bool(rows_agree(a, b, row_dim=1).all()) for a, b in zip(expected, found, strict=True)):
+                self._switches[other] = switch
+        except Exception:  # it cannot be switched (or not run at all, which discovery will say)
+            return
+        finally:
+            for holder, mode in zip(attributes, before, strict=True):
+                holder["_step_mode"] = mode
+
+    def _run_from_reset(self, frames: Tensor, mode: StepMode) -> tuple[tuple[Tensor, ...], list[Any]]:
+        self.reset()
+        return self._run_as_it_lies(frames, self.fresh_arguments(), mode)
+
+    def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
+        preferred: StepMode = "s" if frames.shape[0] == 1 else "m"
+        mode = preferred if preferred in self._switches else self.step_mode
+        switch = self._switches.get(mode, [])
+        before = [holder["_step_mode"] for holder, _ in switch]
+        try:
+            for holder, value in switch:
+                holder["_step_mode"] = value
+            return self._run_as_it_lies(frames, arguments, mode)
+        finally:
+            for (holder, _), value in zip(switch, before, strict=True):
+                holder["_step_mode"] = value
+
+    def _run_as_it_lies(
+        self, frames: Tensor, arguments: list[Any], mode: StepMode
+    ) -> tuple[tuple[Tensor, ...], list[Any]]:
+        if mode == "s":
+            return super().run(frames, arguments)
+        steps, n = frames.shape[:2]
+        result = self.model(frames)
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        if not isinstance(outputs[0], Tensor) or outputs[0].ndim < 3 or outputs[0].shape[:2] != (steps, n):
+            seen = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
+            raise ModelRefused(
+                f"{type(self.model).__name__} answers [{steps}, {n}, ...] with {seen}, not with one output per "
+                "timestep "
+                f"[{steps}, {n}, C].",
+                "A model that averages over time inside forward() is not taken yet: return the outputs of all "
+                "timesteps.",
+            )
+        return tuple(
+            o for o in outputs if isinstance(o, Tensor) and o.ndim >= 3 and o.shape[:2] == (steps, n)
+        ), arguments
+
+    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[Tensor, ...] | None:
+        if not self.takes_time():
+            return None
+        frames = inputs if sequence else inputs.unsqueeze(0).repeat(timesteps, *[1] * inputs.ndim)
+        with isolated(self.model):
+            return self._run_from_reset(frames, "m")[0]
+
+    def explain(self) -> dict[str, str]:
+        single = "s" if "s" in self._switches else self.step_mode
+        return {
+            "step mode": f"{self.step_mode!r} as set by the caller; single steps are made in {single!r}",
+            **super().explain(),
+        }
+
+
+def _outermost_step_modes(module: nn.Module) -> list[StepMode]:
+    """Step modes of the stateful modules, or of the multi-step containers around them, met first from the root."""
+    attributes = vars(module)
+    if "_memories" in attributes:
+        return [attributes["_step_mode"]]
+    takes_time = attributes.get("_step_mode") == "m" or _is_multi_step_only(module)
+    if takes_time and any("_memories" in vars(inner) for inner in module.modules()):
+        return ["m"]
+    return [mode for child in module.children() for mode in _outermost_step_modes(child)]
+
+
+def _is_multi_step_only(module: nn.Module) -> bool:
+    supported: Any = getattr(module, "supported_step_mode", None)
+    return callable(supported) and supported() == ("m",)

@@ -1,0 +1,186 @@
+"""What the core asks of a framework, and how the adapter for a model is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import AdapterError
+from .naming import unknown_name
+
+ENTRY_POINT_GROUP = "seenn_plugin.adapters"
+
+
+@dataclass
+class Rows:
+    """Some rows in flight: everything that they need to go on. The engine holds it.
+
+    Attributes:
+        inputs: ``[n, ...]`` for static input (shown at every timestep), ``[T, n, ...]`` for a sequence.
+        sequence: whether ``inputs`` has a time axis.
+        clock: long ``[n]`` on the CPU: the timesteps that each row has made.
+        memory: what the adapter carries for these rows (membrane potentials, recurrent spikes, ...).
+    """
+
+    inputs: Tensor
+    sequence: bool
+    clock: Tensor
+    memory: Any = None
+
+    def __len__(self) -> int:
+        return self.clock.numel()
+
+    def frames(self, steps: int) -> Tensor:
+        """Input of the next ``steps`` timesteps of every row, ``[steps, n, ...]``."""
+        if not self.sequence:
+            return self.inputs.unsqueeze(0).expand(steps, *self.inputs.shape)
+        first = int(self.clock[0])
+        if bool((self.clock == first).all()):
+            return self.inputs[first : first + steps]
+        time = (self.clock + torch.arange(steps).unsqueeze(1)).to(self.inputs.device)
+        return self.inputs[time, torch.arange(len(self), device=self.inputs.device)]
+
+
+class Adapter(ABC):
+    """One spiking network as a machine that can be advanced in time, row by row.
+
+    It owns four abilities over an explicit :class:`Rows` object, so that two runs on one model can interleave:
+    begin rows, advance all rows, keep some of them, place fresh ones. It never hears of policies or readouts.
+    Between calls the caller's model is exactly as the caller left it.
+
+    A third party ships one by registering a subclass under the entry-point group ``seenn_plugin.adapters``;
+    ``seenn_plugin.testing.AdapterConformance`` checks it.
+    """
+
+    name: ClassVar[str]
+    """The name under which users ask for it: ``EarlyExitWrapper(model, adapter=name)``."""
+    framework: ClassVar[str | None] = None
+    """The import package that must be installed, if any."""
+    extra: ClassVar[str | None] = None
+    """The extra of this distribution that installs the framework, if any."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, model: nn.Module) -> bool:
+        """Whether this adapter is made for ``model``. Must be cheap and must import no framework."""
+
+    @abstractmethod
+    def begin(self, inputs: Tensor, sequence: bool) -> Rows:
+        """Fresh rows, before their first timestep. ``inputs`` as in :class:`Rows`."""
+
+    @abstractmethod
+    def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
+        """Advance every row by ``steps`` timesteps and return the outputs, each ``[steps, n, ...]``.
+
+        The first output is what the network answers with; further ones (a membrane potential returned beside
+        the spikes) may follow. If the model raises, ``rows`` is unchanged.
+        """
+
+    @abstractmethod
+    def keep(self, rows: Rows, index: Tensor) -> None:
+        """Keep the rows at ``index`` (long ``[m]``, any order, repeats allowed) and drop all others, in place."""
+
+    @abstractmethod
+    def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
+        """Put fresh rows with ``inputs`` at the places ``index`` (long ``[m]``), in place.
+
+        Raises:
+            ModelRefused: if the rows of this model share a clock, so that a fresh one cannot join them.
+        """
+
+    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[Tensor, ...] | None:
+        """The outputs of the model's own full run, ``[T, n, ...]`` each, if it has one beside single steps."""
+        return None
+
+    def fingerprint(self) -> Any:
+        """What, beside its modules, decides how the model runs: if it changes, the model is looked at again."""
+        return None
+
+    def explain(self) -> dict[str, str]:
+        """Facts that :meth:`EarlyExitWrapper.explain` prints: step mode, state found, ..."""
+        return {}
+
+
+AdapterChoice = str | Adapter | Callable[[nn.Module], Adapter]
+
+
+def installed_adapters() -> dict[str, type[Adapter]]:
+    """All adapters that are installed and can be imported, by name, in a fixed order. A broken one warns."""
+    found: dict[str, type[Adapter]] = {}
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value)):
+        adapter = _load(point)
+        if adapter is not None:
+            found.setdefault(point.name, adapter)
+    return found
+
+
+def _load(point: EntryPoint) -> type[Adapter] | None:
+    try:
+        adapter = point.load()
+        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+            raise TypeError(f"{point.value} is not a subclass of seenn_plugin.adapter.Adapter")
+    except Exception as error:  # a third party's broken adapter must not take the others down
+        warnings.warn(
+            f"adapter {point.name!r} ({point.value}) is broken and was skipped: {error!r}", RuntimeWarning, stacklevel=4
+        )
+        return None
+    return adapter
+
+
+def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
+    """The adapter for ``model``: the only one that claims it, or the caller's choice (a name, class or instance).
+
+    Raises:
+        AdapterError: none claims the model, several do, the name is unknown, or its framework is not installed.
+    """
+    if isinstance(choice, Adapter):
+        if choice.model is not model:
+            raise AdapterError(
+                "the adapter given is bound to another model; pass its class, or one bound to this model."
+            )
+        return choice
+    if not isinstance(choice, str):
+        return choice(model)
+    installed = installed_adapters()
+    if choice != "auto":
+        if choice not in installed:
+            raise AdapterError(unknown_name("adapter", choice, {*installed, "auto"}))
+        if _is_missing(installed[choice]):
+            raise AdapterError(f"adapter {choice!r} needs its framework: {_install_hint(installed[choice])}")
+        return installed[choice](model)
+    claiming = [adapter for adapter in installed.values() if adapter.claims(model)]
+    if len(claiming) == 1:
+        return claiming[0](model)
+    kind = type(model).__name__
+    if claiming:
+        names = ", ".join(repr(adapter.name) for adapter in claiming)
+        raise AdapterError(
+            f"{kind} is claimed by several adapters ({names}); choose one: adapter={claiming[0].name!r}."
+        )
+    missing = [f"{_install_hint(adapter)}" for adapter in installed.values() if _is_missing(adapter)]
+    raise AdapterError(
+        f"no adapter claims {kind}: it holds no neuron of a framework known here "
+        f"(installed adapters: {', '.join(installed) or 'none'}). "
+        + (f"Not installed: {'; '.join(missing)}. " if missing else "")
+        + "Name one with adapter=..., or write one (docs/architecture.md, seenn_plugin.adapter.Adapter)."
+    )
+
+
+def _is_missing(adapter: type[Adapter]) -> bool:
+    return adapter.framework is not None and importlib.util.find_spec(adapter.framework) is None
+
+
+def _install_hint(adapter: type[Adapter]) -> str:
+    package = f'"seenn-plugin[{adapter.extra}]"' if adapter.extra else str(adapter.framework)
+    return f"pip install {package} ({adapter.framework})"

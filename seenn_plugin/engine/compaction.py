@@ -1,0 +1,94 @@
+"""One batch, early exit: after every timestep (or chunk) the rows that have answered are dropped.
+
+Rows are dropped from the input, from every state, and from the memories of readout and policy, so that what is left
+of the batch is what is computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..module_state import map_tensors
+from ..policies import Policy, consult
+from ..readout import Readout, read
+from .result import ExitResult
+
+
+def infer(
+    adapter: Adapter, readout: Readout, policy: Policy, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1
+) -> ExitResult:
+    """Run a batch of ``N >= 1`` rows, each until ``policy`` stops it or ``timesteps`` are made.
+
+    Args:
+        inputs: ``[N, ...]``, or ``[T, N, ...]`` for a sequence.
+        chunk: timesteps computed between two compactions. Decisions are made on every timestep inside a chunk;
+            a row that stops inside one is computed to the chunk's end, which ``steps_executed`` counts.
+    """
+    rows = adapter.begin(inputs, sequence)
+    where = torch.arange(len(rows), device=inputs.device)  # the place of each running row in the caller's batch
+    readout_memory: Any = None
+    policy_memory: Any = None
+    exits: list[tuple[Tensor, Tensor, Tensor, int]] = []
+    steps_executed = t = unsure = 0
+    while len(rows):
+        steps = min(chunk, timesteps - t)
+        outputs = adapter.advance(rows, steps)
+        steps_executed += steps * len(rows)
+        staying = None  # places, among the rows of this chunk, of those that have not stopped; None: all
+        for step in range(steps):
+            t += 1
+            now = tuple(
+                output[step] if staying is None else output[step].index_select(0, staying) for output in outputs
+            )
+            timestep = torch.full_like(where, t)
+            logits, readout_memory = read(readout, now, timestep, readout_memory)
+            decision = consult(policy, logits, timestep, policy_memory)
+            policy_memory = decision.memory
+            if t == timesteps:
+                unsure = int((~logits.isfinite().all(1)).sum())
+                exits.append((where, logits, decision.score, t))
+                where = where[:0]
+                break
+            leave = decision.stop.nonzero().squeeze(1)
+            if not leave.numel():
+                continue
+            exits.append((where[leave], logits[leave], decision.score[leave], t))
+            stay = (~decision.stop).nonzero().squeeze(1)
+            where = where[stay]
+            staying = stay if staying is None else staying[stay]
+            if not stay.numel():
+                break
+            readout_memory, policy_memory = map_tensors(
+                lambda memory, stay=stay: memory.index_select(0, stay), (readout_memory, policy_memory)
+            )
+        if not where.numel():
+            break
+        if staying is not None:
+            adapter.keep(rows, staying)
+    if unsure:
+        warnings.warn(
+            f"{unsure} of {inputs.shape[1 if sequence else 0]} rows had NaN or infinite logits; they were never "
+            "counted as "
+            f"sure and ran all {timesteps} timesteps. Look for an overflow in the network or for bad values in "
+            "the input.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return _in_order(exits, steps_executed)
+
+
+def _in_order(exits: list[tuple[Tensor, Tensor, Tensor, int]], steps_executed: int) -> ExitResult:
+    """Rows back in the order of the caller's batch."""
+    order = torch.cat([where for where, _, _, _ in exits]).argsort()
+    timesteps = torch.cat([torch.full_like(where, t) for where, _, _, t in exits])
+    return ExitResult(
+        logits=torch.cat([logits for _, logits, _, _ in exits])[order],
+        timesteps=timesteps[order],
+        score=torch.cat([score for _, _, score, _ in exits])[order],
+        steps_executed=steps_executed,
+    )

@@ -1,0 +1,31 @@
+"""What an early-exit run gives back."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExitResult:
+    """Answers of ``N`` rows, each at its own exit.
+
+    Attributes:
+        logits: decision logits at the exit, ``[N, C]``.
+        timesteps: long ``[N]``: the timesteps that each row took.
+        score: float ``[N]``: the policy's score at the exit.
+        steps_executed: row-steps that the network computed. The sum of ``timesteps``, plus the overshoot of rows
+            that stopped inside a chunk.
+    """
+
+    logits: Tensor
+    timesteps: Tensor
+    score: Tensor
+    steps_executed: int
+
+    def __len__(self) -> int:
+        return self.timesteps.numel()
+
+    @property
+    def predictions(self) -> Tensor:
+        """Long ``[N]``: the class that each row answers."""
+        return self.logits.argmax(1)

@@ -1,0 +1,36 @@
+"""Decision logits after every timestep, with no exit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..readout import Outputs, Readout, read
+
+
+def outputs_per_timestep(
+    adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1
+) -> list[Outputs]:
+    """The outputs of every timestep, each ``[N, ...]``, from fresh rows."""
+    rows = adapter.begin(inputs, sequence)
+    made: list[Outputs] = []
+    while len(made) < timesteps:
+        outputs = adapter.advance(rows, min(chunk, timesteps - len(made)))
+        made.extend(zip(*outputs, strict=True))
+    return made
+
+
+def read_all(readout: Readout, steps: list[Outputs]) -> Tensor:
+    """Decision logits ``[T, N, C]`` from the outputs of every timestep."""
+    logits, memory = [], None
+    for t, outputs in enumerate(steps, start=1):
+        timestep = torch.full((outputs[0].shape[0],), t, device=outputs[0].device)
+        decision_logits, memory = read(readout, outputs, timestep, memory)
+        logits.append(decision_logits)
+    return torch.stack(logits)
+
+
+def trace(adapter: Adapter, readout: Readout, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1) -> Tensor:
+    """Decision logits ``[T, N, C]`` after every timestep of every row."""
+    return read_all(readout, outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk))

@@ -1,0 +1,174 @@
+"""How good is it? Accuracy, timesteps and throughput of a wrapped network, and its accuracy curve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import calibration
+from .errors import CalibrationError
+from .policies import Policy, exit_timesteps
+from .tolerance import rows_agree
+
+if TYPE_CHECKING:
+    from .wrapper import EarlyExitWrapper
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A wrapped network on a data set. Accuracies are fractions.
+
+    Attributes:
+        samples: number of samples.
+        accuracy: of the early exits.
+        mean_timesteps: mean exit.
+        histogram: number of rows that exit at t = 1..T.
+        row_steps: row-steps that the network computed in the early-exit run.
+        seconds: wall clock of the early-exit run, data loading excluded.
+        accuracy_per_timestep: of the static network with t = 1..T timesteps, from the full traces.
+        average_exit_time: AET = (sum_t t (C_t - C_{t-1}) + T (N - C_T)) / N with C_t the number right at t: an oracle
+            bound that uses the labels (SEENN, arXiv 2304.01230).
+        empirical_average_exit_time: mean first right timestep, T for rows that are never right.
+        agreement: fraction of rows whose exit and answer are those of the policy on the full trace. Below 1 only by
+            rounding at a decision boundary.
+    """
+
+    samples: int
+    accuracy: float
+    mean_timesteps: float
+    histogram: list[int]
+    row_steps: int
+    seconds: float
+    accuracy_per_timestep: list[float]
+    average_exit_time: float
+    empirical_average_exit_time: float
+    agreement: float
+
+    @property
+    def throughput(self) -> float:
+        """Samples per second of the early-exit run."""
+        return self.samples / self.seconds if self.seconds > 0 else float("inf")
+
+    @property
+    def full_accuracy(self) -> float:
+        return self.accuracy_per_timestep[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "throughput": self.throughput, "full_accuracy": self.full_accuracy}
+
+
+@dataclass(frozen=True)
+class AccuracyCurve:
+    """Accuracy against mean timesteps.
+
+    Attributes:
+        points: every setting of the policy's dial, by rising mean timesteps.
+        static: accuracy of the network that always takes t = 1..T timesteps.
+    """
+
+    points: tuple[calibration.OperatingPoint, ...]
+    static: tuple[float, ...]
+
+    @property
+    def pareto(self) -> tuple[calibration.OperatingPoint, ...]:
+        """The points that no other point beats in both accuracy and mean timesteps."""
+        best: list[calibration.OperatingPoint] = []
+        for point in sorted(self.points, key=lambda point: (point.mean_timesteps, -point.accuracy)):
+            if not best or point.accuracy > best[-1].accuracy:
+                best.append(point)
+        return tuple(best)
+
+
+@torch.no_grad()
+def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = False) -> Evaluation:
+    """Run a data set with early exit, and once more in full for what an oracle could save.
+
+    Args:
+        snn: a wrapped network.
+        loader: yields ``(x, labels)`` with labels long ``[N]``.
+
+    Raises:
+        CalibrationError: no sample, labels that are no class indices, or batches of different length in time.
+    """
+    right, exits, agreed, traces_right = [], [], [], []
+    row_steps, seconds = 0, 0.0
+    for x, labels in calibration.batches(snn, loader, progress, "evaluate"):
+        if not labels.numel():
+            continue
+        trace = snn.trace(x)  # first, so that the look at a new kind of input is not timed
+        _synchronise(x)
+        start = perf_counter()
+        result = snn.infer(x)
+        _synchronise(x)
+        seconds += perf_counter() - start
+        row_steps += result.steps_executed
+        policy = snn.policy_for(x)
+        right.append((result.predictions == labels).cpu())
+        exits.append(result.timesteps.cpu())
+        agreed.append(_agrees(result.logits, result.timesteps, trace, policy).cpu())
+        traces_right.append((trace.argmax(2) == labels).cpu())
+    if not right:
+        raise CalibrationError("the loader yielded no sample.")
+    if len({len(steps) for steps in traces_right}) > 1:
+        raise CalibrationError("the batches have sequences of different lengths; pad them to one.")
+    all_exits, per_step = torch.cat(exits), torch.cat(traces_right, 1)
+    timesteps = per_step.shape[0]
+    return Evaluation(
+        samples=all_exits.numel(),
+        accuracy=float(torch.cat(right).double().mean()),
+        mean_timesteps=float(all_exits.double().mean()),
+        histogram=torch.bincount(all_exits - 1, minlength=timesteps).tolist(),
+        row_steps=row_steps,
+        seconds=seconds,
+        accuracy_per_timestep=per_step.double().mean(1).tolist(),
+        average_exit_time=average_exit_time(per_step),
+        empirical_average_exit_time=empirical_average_exit_time(per_step),
+        agreement=float(torch.cat(agreed).double().mean()),
+    )
+
+
+def average_exit_time(right: Tensor) -> float:
+    """AET of a bool ``[T, N]`` that says who is right at t; see :class:`Evaluation`."""
+    timesteps, n = right.shape
+    counts = right.sum(1).tolist()
+    gains = [now - before for now, before in zip(counts, [0, *counts], strict=False)]
+    return (sum(t * gain for t, gain in enumerate(gains, start=1)) + timesteps * (n - counts[-1])) / n
+
+
+def empirical_average_exit_time(right: Tensor) -> float:
+    """Mean first timestep at which a row is right, T if never, of a bool ``[T, N]``."""
+    timesteps = right.shape[0]
+    first = torch.where(right.any(0), right.int().argmax(0) + 1, timesteps)
+    return float(first.double().mean())
+
+
+def accuracy_curve(
+    snn: EarlyExitWrapper, loader: Iterable[Any], policy: Policy | None = None, progress: bool = False
+) -> AccuracyCurve:
+    """Accuracy against mean timesteps for every setting of a policy's dial, from one pass over the data.
+
+    Args:
+        policy: the policy whose dial is turned; by default the wrapper's own, at its temperature.
+    """
+    trace, labels = calibration.record(snn, loader, progress)
+    points = calibration.curve(policy or snn.policy, trace, labels)
+    return AccuracyCurve(tuple(points), tuple(calibration.accuracy_per_timestep(trace, labels)))
+
+
+def _agrees(logits: Tensor, timesteps: Tensor, trace: Tensor, policy: Policy) -> Tensor:
+    expected = trace.gather(0, (timesteps - 1).view(1, -1, 1).expand(1, -1, trace.shape[2]))[0]
+    return (
+        (exit_timesteps(policy, trace) == timesteps)
+        & (expected.argmax(1) == logits.argmax(1))
+        & rows_agree(logits, expected)
+    )
+
+
+def _synchronise(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)

@@ -1,0 +1,248 @@
+"""The adapter for networks whose state lies in their modules, or is passed in and handed back as arguments.
+
+Both framework adapters, and a third party's, are a few lines on top of :class:`ModuleAdapter`: how the framework
+resets its state, and how the model takes time. What is state, and which dimension holds the rows, is found by
+looking (:mod:`seenn_plugin.discovery`), not by a list of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Adapter, Rows
+from .discovery import StateMap, discover
+from .errors import InputError, ModelRefused
+from .module_state import ABSENT, Cell, map_tensors, undo
+from .signature import state_arguments
+
+
+@dataclass
+class _Memory:
+    """State of some rows: one value for each carried cell of the map, then one for each state argument."""
+
+    state_map: StateMap
+    values: list[Any]
+
+
+class ModuleAdapter(Adapter):
+    """Steps a model by lending it the state of the rows in flight, and taking the state back afterwards.
+
+    Subclasses define :meth:`reset`, :meth:`owns`, and where needed :meth:`run`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.state_arguments = state_arguments(model)
+        self._maps: dict[Any, StateMap] = {}
+        self._advancing = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was found belongs to the very modules it was found in: a copy looks again.
+        return {**self.__dict__, "_maps": {}, "_advancing": False}
+
+    # -- what a framework's adapter fills in ---------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Bring the state that lies in the model to its fresh value, as the framework does between two batches."""
+
+    def owns(self, cell: Cell) -> bool:
+        """Whether :meth:`reset` may write this cell."""
+        return False
+
+    def is_scratch(self, cell: Cell) -> bool:
+        """Whether the framework writes this cell anew at every timestep before it reads it."""
+        return False
+
+    def fresh_argument(self, default: Any) -> Any:
+        """What to pass for a state argument before the first timestep; ``default`` is its default, if it has one."""
+        return default
+
+    def step(self, frame: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """One timestep of the model as it lies: frame ``[n, ...]`` in, outputs ``[n, ...]`` out."""
+        result = self.model(frame, **dict(zip(self.state_arguments, arguments, strict=True)))
+        return self.split(result, frame.shape[0])
+
+    def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """``k`` timesteps: frames ``[k, n, ...]`` in, outputs ``[k, n, ...]`` out. The state lies in the model."""
+        made = []
+        for frame in frames:
+            outputs, arguments = self.step(frame, arguments)
+            made.append(outputs)
+        if len(made) == 1:
+            return tuple(output.unsqueeze(0) for output in made[0]), arguments
+        return tuple(torch.stack(output) for output in zip(*made, strict=True)), arguments
+
+    def takes_time(self) -> bool:
+        """Whether the model itself takes a time axis, so that its own full run can be compared with single steps."""
+        return False
+
+    def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
+        """Called before discovery, in isolation, with a few rows: decide how single steps are made."""
+
+    # -- the four abilities ---------------------------------------------------------------------------------------
+
+    def begin(self, inputs: Tensor, sequence: bool) -> Rows:
+        state_map = self.state_map(inputs, sequence)
+        n = inputs.shape[1 if sequence else 0]
+        clock = torch.zeros(n, dtype=torch.long)
+        return Rows(inputs, sequence, clock, _Memory(state_map, self._fresh(state_map)))
+
+    def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
+        memory: _Memory = rows.memory
+        state_map, n = memory.state_map, len(rows)
+        self._assert_rows(rows)
+        cut = len(state_map.carried)
+        with self._lent(state_map, memory.values[:cut]):
+            outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
+            values = [cell.read() for cell in state_map.carried]
+        if any(output.shape[:2] != (steps, n) for output in outputs):
+            shapes = [tuple(output.shape) for output in outputs]
+            raise ModelRefused(
+                f"{type(self.model).__name__} answered {steps} timestep(s) of {n} rows with outputs of shape {shapes}.",
+                f"An output must be [{steps}, {n}, ...].",
+            )
+        memory.values = [*values, *arguments]
+        rows.clock = rows.clock + steps
+        return outputs
+
+    def keep(self, rows: Rows, index: Tensor) -> None:
+        memory: _Memory = rows.memory
+        rows.inputs = rows.inputs.index_select(1 if rows.sequence else 0, index)
+        rows.clock = rows.clock[index.cpu()]
+        memory.values = [
+            spot.keep(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
+        ]
+
+    def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
+        memory: _Memory = rows.memory
+        if memory.state_map.not_refillable:
+            raise ModelRefused(
+                f"fresh rows cannot join rows in flight: {memory.state_map.not_refillable}.",
+                "Run them as a batch of their own.",
+            )
+        row_dim = 1 if rows.sequence else 0
+        if inputs.shape[:row_dim] != rows.inputs.shape[:row_dim] or inputs.shape[row_dim] != index.numel():
+            raise InputError(
+                f"cannot place inputs {tuple(inputs.shape)} at {index.numel()} rows of {tuple(rows.inputs.shape)}"
+            )
+        rows.inputs = rows.inputs.index_copy(row_dim, index, inputs)
+        rows.clock = rows.clock.index_fill(0, index.cpu(), 0)
+        memory.values = [
+            spot.refill(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
+        ]
+
+    def explain(self) -> dict[str, str]:
+        if not self._maps:
+            return {}
+        found = next(reversed(self._maps.values()))
+        return {"state": found.describe(), "fresh rows": found.not_refillable or "can join rows in flight"}
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    def state_map(self, inputs: Tensor, sequence: bool) -> StateMap:
+        """What is state in this model for rows of this shape; looked for once, and again if the model changed."""
+        row = inputs.shape[2:] if sequence else inputs.shape[1:]
+        key = (row, inputs.dtype, inputs.device, sequence, self.fingerprint())
+        found = self._maps.get(key)
+        if found is None or found.modules != tuple(self.model.modules()):
+            found = self._maps[key] = discover(self, inputs, sequence)
+        return found
+
+    def split(self, result: Any, n: int) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """Tell the outputs of one step from the states that it hands back."""
+        states, name = len(self.state_arguments), type(self.model).__name__
+        items = list(result) if isinstance(result, tuple | list) else [result]
+        arguments: list[Any] = []
+        if states:
+            if len(items) == 2 and isinstance(items[1], tuple | list) and len(items[1]) == states:
+                arguments = list(items[1])
+            elif len(items) >= states and isinstance(result, tuple | list):
+                arguments = items[len(items) - states :]
+            else:
+                raise ModelRefused(
+                    f"{name}.forward takes the states {list(self.state_arguments)} and hands back {len(items)} "
+                    "value(s).",
+                    "Return the output followed by the states, in the order in which forward takes them.",
+                )
+        outputs = [item for item in items if isinstance(item, Tensor)]
+        if not outputs or not isinstance(items[0], Tensor):
+            raise ModelRefused(
+                f"{name} returned {type(items[0]).__name__}.",
+                "Its first output must be a tensor with one row per sample.",
+            )
+        if outputs[0].ndim < 2 or outputs[0].shape[0] != n:
+            raise ModelRefused(
+                f"one timestep of {n} rows made {name} return {tuple(outputs[0].shape)}, which does not start "
+                f"with [{n}, ...].",
+                "One call must be one timestep. A model that runs its whole time loop inside forward() is not "
+                "taken yet: "
+                "wrap the module that makes one step.",
+            )
+        return tuple(output for output in outputs if output.ndim >= 1 and output.shape[0] == n), arguments
+
+    def fresh_values(self, state_map: StateMap) -> list[Any]:
+        """Fresh values of the carried cells and the state arguments. The cells must hold copies already."""
+        self.reset()
+        return [cell.read() for cell in state_map.carried] + list(self.fresh_arguments())
+
+    def fresh_arguments(self) -> list[Any]:
+        return [self.fresh_argument(default) for default in self.state_arguments.values()]
+
+    def _fresh(self, state_map: StateMap) -> list[Any]:
+        copies = [map_tensors(lambda t: t.detach().clone(), cell.read()) for cell in state_map.carried]
+        with self._lent(state_map, copies):
+            values = self.fresh_values(state_map)
+        for spot, value in zip(state_map.spots, values, strict=True):
+            if not spot.owned and spot.row_tensors(value):
+                raise ModelRefused(
+                    f"{spot.label} still holds a value of shape {tuple(spot.row_tensors(value)[0].shape)} from an "
+                    "earlier "
+                    "run, and nothing resets it.",
+                    "Bring the model to its fresh state before it is wrapped, or register it as framework state.",
+                )
+        return values
+
+    @contextmanager
+    def _lent(self, state_map: StateMap, values: list[Any]) -> Iterator[None]:
+        """Put ``values`` into the carried cells; whatever happens, give the caller's own values back."""
+        if self._advancing:
+            raise RuntimeError("this model is being advanced already (by a forward hook, or by another thread)")
+        own = [(store, key, store.get(key, ABSENT)) for store, key in state_map.written]
+        before = [dict(store) for store in state_map.watched]
+        self._advancing = True
+        failed = True
+        try:
+            for cell, value in zip(state_map.carried, values, strict=True):
+                cell.write(value)
+            yield
+            failed = False
+        finally:
+            self._advancing = False
+            for store, key, value in own:
+                if value is ABSENT:
+                    store.pop(key, None)
+                else:
+                    store[key] = value
+            strays = [key for store, saved in zip(state_map.watched, before, strict=True) for key in undo(store, saved)]
+            if strays and not failed:
+                raise ModelRefused(
+                    f"{type(self.model).__name__} wrote {strays}, which it did not write in the timesteps that "
+                    "were looked "
+                    "at first, so that its rows cannot be followed.",
+                    "Keep all state in places that every timestep writes.",
+                )
+
+    def _assert_rows(self, rows: Rows) -> None:
+        # The frameworks silently re-initialise a state whose shape does not match: never let that happen.
+        memory: _Memory = rows.memory
+        started = bool(rows.clock.any())
+        for spot, value in zip(memory.state_map.spots, memory.values, strict=True):
+            for size in spot.row_counts(value):
+                if size != len(rows) and (started or size != 1):
+                    raise AssertionError(f"{spot.label} holds {size} rows, not {len(rows)}")

@@ -1,0 +1,178 @@
+"""Where a network keeps its state: the places in its modules that a timestep may write.
+
+A *cell* is one such place: a buffer, an attribute, or an entry of a dictionary attribute (SpikingJelly keeps
+membrane potentials in ``module._memories``). Values may be tensors, numbers, ``None`` or containers of those.
+This module knows nothing of time or rows; :mod:`seenn_plugin.module_adapter` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+class _Absent:
+    """The value of a cell that does not exist (yet)."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Absent:
+        return self
+
+
+ABSENT: Final = _Absent()
+_PLAIN = (Tensor, int, float, bool, str, type(None), _Absent)
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"_buffers"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place in the model where a timestep may write.
+
+    Attributes:
+        label: qualified name for people, ``"layer1.0.sn1.v"``.
+        module: the module that owns it.
+        path: the dictionaries to follow from ``vars(module)``: ``()`` for an attribute, ``("_buffers",)``, ...
+        key: the key in the last dictionary.
+    """
+
+    label: str
+    module: nn.Module
+    path: tuple[str, ...]
+    key: Any
+
+    @property
+    def store(self) -> dict[Any, Any]:
+        return reduce(getitem, self.path, vars(self.module))
+
+    def read(self) -> Any:
+        return self.store.get(self.key, ABSENT)
+
+    def write(self, value: Any) -> None:
+        if value is ABSENT:
+            self.store.pop(self.key, None)
+        else:
+            self.store[self.key] = value
+
+
+def stores(module: nn.Module) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """The dictionaries of one module that may hold state, with the path to each."""
+    attributes = vars(module)
+    yield (), attributes
+    for key, value in attributes.items():
+        if key not in _MODULE_INTERNALS and type(value) is dict:
+            yield (key,), value
+
+
+def cells(model: nn.Module) -> list[Cell]:
+    """Every cell of every module of ``model`` that holds plain values: the candidates for state."""
+    found = []
+    for prefix, module in model.named_modules():
+        for path, store in stores(module):
+            for key, value in store.items():
+                if path == () and (key in _MODULE_INTERNALS or type(value) is dict):
+                    continue
+                if not any(isinstance(leaf, nn.Parameter | nn.Module) for leaf in leaves(value)):
+                    found.append(Cell(f"{prefix}.{key}" if prefix else str(key), module, path, key))
+    return found
+
+
+def leaves(value: Any) -> list[Any]:
+    """The leaves of a value: tensors, numbers and whatever is no container."""
+    return pytree.tree_leaves(value)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Any, value: Any) -> Any:
+    """``value`` with ``function`` applied to its tensors; its containers are new objects."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, _PLAIN):
+        return value
+    return pytree.tree_map_only(Tensor, function, value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of tensors, numbers, strings and containers alone."""
+    return all(isinstance(leaf, _PLAIN) for leaf in leaves(value))
+
+
+def hides_tensors(value: Any) -> bool:
+    """Whether a value that is not plain carries tensors in the attributes of some object."""
+    objects = [leaf for leaf in leaves(value) if not isinstance(leaf, _PLAIN)]
+    return any(tensors(vars(leaf)) for leaf in objects if hasattr(leaf, "__dict__"))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two values are equal, bit by bit; NaN equals NaN."""
+    left_leaves, left_spec = pytree.tree_flatten(left)
+    right_leaves, right_spec = pytree.tree_flatten(right)
+    return left_spec == right_spec and all(map(_same_leaf, left_leaves, right_leaves))
+
+
+def _same_leaf(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        if left.shape != right.shape or left.dtype != right.dtype or left.device != right.device:
+            return False
+        return torch.equal(left, right) or bool(((left == right) | ((left != left) & (right != right))).all())
+    return left is right or (isinstance(left, _PLAIN) and type(left) is type(right) and left == right)
+
+
+def undo(store: dict[Any, Any], saved: dict[Any, Any]) -> list[Any]:
+    """Give ``store`` its saved content back; the keys under which something that may be state had been written.
+
+    What a framework caches in an attribute (a compiled kernel) is no state and stays.
+    """
+    try:
+        if store == saved:  # identical values are equal without a look at them: this is the fast, usual case
+            return []
+    except Exception:  # two different tensors do not compare to a bool
+        pass
+    changed = [key for key in {**saved, **store} if store.get(key, ABSENT) is not saved.get(key, ABSENT)]
+    strays = [key for key in changed if is_plain(store.get(key, ABSENT)) or hides_tensors(store[key])]
+    for key in strays:
+        if key in saved:
+            store[key] = saved[key]
+        else:
+            del store[key]
+    return strays
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Let anything happen to the state of ``model`` and to the random generators, and undo it afterwards.
+
+    Inside, every candidate cell holds a copy of the caller's value, so that in-place changes are undone too.
+    Gradients are off: this is for looking, not for answering.
+    """
+    saved = [(store, dict(store)) for module in model.modules() for _, store in stores(module)]
+    copies: dict[int, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:  # tensors that two cells share stay shared
+        return copies.setdefault(id(tensor), tensor.detach().clone())
+
+    devices = {p.device for p in [*model.parameters(), *model.buffers()] if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.no_grad():
+            for cell in cells(model):
+                cell.write(map_tensors(copy, cell.read()))
+            yield
+    finally:
+        for store, content in saved:
+            store.clear()
+            store.update(content)

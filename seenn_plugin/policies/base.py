@@ -1,0 +1,134 @@
+"""What an exit policy is: after every timestep it says, row by row, who stops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import PolicyError
+from ..module_state import tensors
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision for ``n`` rows.
+
+    Attributes:
+        stop: bool ``[n]``: the row answers now.
+        score: float ``[n]``: how sure the row is; higher is surer. Reported as ``ExitResult.score``.
+        memory: what the policy wants to see again at the next timestep, in tensors of ``n`` rows (dimension 0).
+    """
+
+    stop: Tensor
+    score: Tensor
+    memory: Any = None
+
+
+class Policy(ABC):
+    """When does a row stop?
+
+    A policy is a value: it is not changed by being used. What it has to remember of a row travels in
+    :attr:`Decision.memory`, which the engine keeps in step with the rows.
+    """
+
+    @abstractmethod
+    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        """Decide for ``n`` rows.
+
+        Args:
+            logits: decision logits ``[n, C]`` after ``timestep`` steps.
+            timestep: long ``[n]``, counted from 1.
+            memory: ``Decision.memory`` of the previous timestep for these very rows; ``None`` at the first.
+        """
+
+    def dial_settings(self, timesteps: int) -> Sequence[Self] | None:
+        """The settings among which ``calibrate`` chooses, from early exits to late; ``None`` if there is no dial."""
+        return None
+
+
+@dataclass(frozen=True)
+class ThresholdPolicy(Policy):
+    """Stop when a score of the decision logits is above a threshold.
+
+    A subclass defines :meth:`score`; ``calibrate`` then finds threshold and temperature by itself.
+
+    Args:
+        threshold: a row stops when its score is strictly greater.
+        temperature: the logits are divided by it before they are scored. ``None``: 1, or for spike counts a value
+            at which the threshold can be reached within the timesteps at hand (see ``EarlyExitWrapper.explain``).
+    """
+
+    threshold: float = 0.9
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threshold, int | float) or self.threshold != self.threshold:
+            raise PolicyError(f"threshold must be a number, not {self.threshold!r}.")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise PolicyError(f"temperature must be a positive finite number, not {self.temperature!r}.")
+
+    @abstractmethod
+    def score(self, logits: Tensor) -> Tensor:
+        """Score float32 logits ``[..., C]``, already divided by the temperature: float ``[...]``, higher is surer."""
+
+    def scaled_score(self, logits: Tensor) -> Tensor:
+        """:meth:`score` of the logits divided by the temperature."""
+        if logits.shape[-1] < 2:
+            raise PolicyError(
+                f"{type(self).__name__} needs logits of at least 2 classes, not [..., {logits.shape[-1]}]; for a "
+                "single "
+                "output use policy='fixed', or a readout that returns one logit per class."
+            )
+        return self.score(logits.to(torch.promote_types(logits.dtype, torch.float32)) / (self.temperature or 1.0))
+
+    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        score = self.scaled_score(logits)
+        return Decision(score > self.threshold, score)
+
+
+def consult(policy: Policy, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+    """Ask a policy, and hold its answer to the contract. NaN and infinite logits are never counted as sure.
+
+    Raises:
+        PolicyError: the decision has the wrong type, shape or dtype.
+    """
+    decision = policy.decide(logits, timestep, memory)
+    n, name = logits.shape[0], type(policy).__name__
+    if not isinstance(decision, Decision):
+        raise PolicyError(f"{name}.decide must return a Decision(stop, score, memory), not {type(decision).__name__}.")
+    for label, value, dtypes in (("stop", decision.stop, "bool"), ("score", decision.score, "floating point")):
+        fits = isinstance(value, Tensor) and (
+            value.dtype == torch.bool if dtypes == "bool" else value.is_floating_point()
+        )
+        if not fits or value.shape != (n,):
+            seen = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PolicyError(f"{name}.decide gave {label} as {seen}; it must be a {dtypes} tensor of shape ({n},).")
+    for tensor in tensors(decision.memory):
+        if tensor.ndim == 0 or tensor.shape[0] != n:
+            raise PolicyError(
+                f"{name}.decide keeps memory of shape {tuple(tensor.shape)}; it must have {n} rows on dim 0."
+            )
+    finite = logits.isfinite().all(1)
+    return replace(decision, stop=decision.stop & finite)
+
+
+def exit_timesteps(policy: Policy, trace: Tensor) -> Tensor:
+    """The timestep at which each row of a trace ``[T, N, C]`` stops under ``policy``: long ``[N]``.
+
+    A row that never stops exits at T.
+    """
+    timesteps, n = trace.shape[:2]
+    exits = torch.full((n,), timesteps, dtype=torch.long, device=trace.device)
+    running = torch.ones(n, dtype=torch.bool, device=trace.device)
+    memory = None
+    for t, logits in enumerate(trace, start=1):
+        decision = consult(policy, logits, torch.full_like(exits, t), memory)
+        memory = decision.memory
+        exits[running & decision.stop] = t
+        running &= ~decision.stop
+    return exits

@@ -1,0 +1,34 @@
+"""Which arguments of a one-step ``forward`` are states that it takes and hands back."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, Final
+
+from torch import nn
+
+REQUIRED: Final = inspect.Parameter.empty
+"""Stands for the default of a state argument that has none."""
+
+_STATE_NAME: Final = re.compile(
+    r"(init(ial)?_)?(mems?|membranes?|spks?|spikes?|syns?|syn_(exc|inh)|states?|hidden|cell|carry|h|c|hx|cx|v|u)(_?\w{0,3}|_\w*)"
+)
+
+
+def state_arguments(model: nn.Module) -> dict[str, Any]:
+    """The arguments of ``model.forward`` after the input that carry state, with their defaults.
+
+    A required argument can only be a state: a one-step network is called with one input. An argument that defaults
+    to ``None`` is one if it is named as states are (``mem1``, ``syn``, ``state``, ``hidden``, ``h_0``, ...).
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # a forward without a signature (compiled, scripted) takes its input alone
+        return {}
+    named = [p for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return {
+        p.name: p.default
+        for p in named[1:]
+        if p.default is REQUIRED or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
+    }

@@ -1,0 +1,266 @@
+"""The front door: wrap a spiking network, and each input takes only the timesteps that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from . import calibration as _calibration
+from . import engine
+from .adapter import AdapterChoice, find_adapter
+from .checks import CheckResult, check_rows, run_checks
+from .discovery import probe_rows
+from .engine import ExitResult
+from .engine.trace import outputs_per_timestep, read_all
+from .errors import InputError, PolicyError, SeennError
+from .explanation import Explanation
+from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
+from .module_state import isolated
+from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
+from .policies.temperature import reachable_temperature
+from .readout import Readout, ReadoutChoice, SumReadout, choose_readout, make_readout
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the first look at a kind of input settled."""
+
+    readout: Readout
+    readout_reason: str
+    counts_spikes: bool
+    classes: int
+    checks: tuple[CheckResult, ...]
+
+
+class EarlyExitWrapper(nn.Module):
+    """Make a spiking network stop, row by row, as soon as it knows the answer.
+
+    The network is used as it is: its code, weights, state and hooks are the caller's before and after every call.
+    At first use on a kind of input the wrapper looks at how the network carries its state and checks, on the first
+    rows, that stepping it gives its own answers; what cannot be stepped is refused with the reason.
+
+    Args:
+        model: a one-step or multi-step network of a framework with an adapter (SpikingJelly, snnTorch, ...).
+        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``, or a
+            :class:`~seenn_plugin.policies.Policy` class or instance.
+        timesteps: T, the most timesteps that a row may take. For static input, if not given, read from the model's
+            ``T`` or ``num_steps``; for a sequence, the length of its time axis.
+        input: ``"static"``: ``[N, ...]``, shown at every timestep; ``"sequence"``: one frame for each timestep.
+        time_dim: the time axis of a sequence: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
+        adapter: name, class or instance of the adapter, where the guess is wrong.
+        readout: how outputs become decision logits: ``"sum"``, ``"mean"``, ``"last"``, ``"membrane"``, ``"max"``,
+            ``"first_spike"``, a :class:`~seenn_plugin.readout.Readout`, a function ``[t, n, ...] -> [n, C]``, or
+            ``"auto"`` to choose by looking at the outputs.
+        chunk: timesteps computed at a time, for frameworks with fused multi-step kernels.
+        check: whether to check on the first rows that stepping gives the network's own answers.
+
+    Example:
+        >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)  # doctest: +SKIP
+        >>> result = snn.infer(images)                                       # doctest: +SKIP
+        >>> result.timesteps.float().mean()                                  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: str | type[Policy] | Policy = "confidence",
+        *,
+        timesteps: int | None = None,
+        input: InputKind = "static",
+        time_dim: int = 0,
+        adapter: AdapterChoice = "auto",
+        readout: ReadoutChoice = "auto",
+        chunk: int = 1,
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        if input not in ("static", "sequence"):
+            raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
+        if time_dim not in (0, 1):
+            raise InputError(f"time_dim must be 0 ([T, N, ...]) or 1 ([N, T, ...]), not {time_dim!r}.")
+        for name, value in (("timesteps", timesteps), ("chunk", chunk)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be an integer of at least 1, not {value!r}.")
+        if timesteps is None and input == "static":
+            timesteps = guess_timesteps(model)
+            if timesteps is None:
+                raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
+        self.model = model
+        self.policy = make_policy(policy)
+        if isinstance(self.policy, FixedPolicy) and timesteps is not None and self.policy.timesteps > timesteps:
+            raise PolicyError(f"FixedPolicy({self.policy.timesteps}) is later than timesteps={timesteps}.")
+        self.timesteps = timesteps
+        self.input: InputKind = input
+        self.time_dim = time_dim
+        self.chunk = chunk
+        self.check = check
+        self.readout = make_readout(readout)
+        self.adapter = find_adapter(model, adapter)
+        self.calibration: _calibration.Calibration | None = None
+        self._looks: dict[Any, _Look] = {}
+
+    def extra_repr(self) -> str:
+        readout = self.readout.name if self.readout else "auto"
+        return (
+            f"policy={self.policy}, readout={readout}, timesteps={self.timesteps}, input={self.input}, "
+            f"adapter={self.adapter.name}"
+        )
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Decision logits ``[N, C]``, each row's at its own exit."""
+        return self.infer(x).logits
+
+    def infer(self, x: Tensor) -> ExitResult:
+        """Answer a batch, each row with as few timesteps as the policy lets it take.
+
+        Args:
+            x: ``[N, ...]`` for static input; ``[T, N, ...]`` or ``[N, T, ...]`` for a sequence. N may be 0.
+
+        Raises:
+            InputError: the input does not fit.
+            ModelRefused: the model cannot be stepped row by row with the right answer.
+        """
+        inputs, timesteps = self._rows(x)
+        n = inputs.shape[1 if self._is_sequence else 0]
+        if n == 0:
+            return self._empty(inputs, timesteps)
+        look = self._look(inputs, timesteps)
+        policy = self._resolve(look, timesteps)
+        return engine.infer(self.adapter, look.readout, policy, inputs, self._is_sequence, timesteps, self.chunk)
+
+    def trace(self, x: Tensor) -> Tensor:
+        """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
+        inputs, timesteps = self._rows(x)
+        if inputs.shape[1 if self._is_sequence else 0] == 0:
+            return self._empty(inputs, timesteps).logits.expand(timesteps, 0, -1)
+        look = self._look(inputs, timesteps)
+        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, timesteps, self.chunk)
+
+    def policy_for(self, x: Tensor) -> Policy:
+        """The policy as it decides on inputs like ``x``: :attr:`policy`, with the temperature that it left open."""
+        inputs, timesteps = self._rows(x)
+        return self._resolve(self._look(inputs, timesteps), timesteps)
+
+    def calibrate(
+        self,
+        loader: Iterable[Any],
+        *,
+        max_accuracy_drop: float | None = None,
+        average_timesteps: float | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """Choose the policy's temperature and threshold on held-out data, for one of two targets.
+
+        One pass over ``loader`` records traces; everything else is searched on them. The evidence is kept in
+        ``self.calibration``.
+
+        Args:
+            loader: yields ``(x, labels)`` with labels long ``[N]``. Not the test set, not the training set.
+            max_accuracy_drop: the fewest mean timesteps at which accuracy is at most this far (a fraction, 0.005 for
+                half a point) below the accuracy at full T.
+            average_timesteps: the highest accuracy at no more mean timesteps than this.
+            progress: show a progress bar.
+
+        Raises:
+            CalibrationError: no or two targets, no data, labels out of range, a target that nothing meets, or a
+                policy without a dial.
+        """
+        traces, labels = _calibration.record(self, loader, progress=progress)
+        self.calibration = _calibration.calibrate(self.policy, traces, labels, max_accuracy_drop, average_timesteps)
+        self.policy = self.calibration.policy
+        return self
+
+    def explain(self, x: Tensor) -> Explanation:
+        """How this model is stepped: adapter, state, readout, policy, checks, and why it is refused if it is."""
+        page = Explanation(type(self.model).__name__, self.adapter.name)
+        try:
+            inputs, timesteps = self._rows(x)
+            axes = "a sequence, one frame per timestep" if self._is_sequence else "static, shown at every timestep"
+            page.facts["input"] = f"{axes}; {timesteps} timesteps, {self.chunk} at a time"
+            self._look(inputs, timesteps)
+        except SeennError as error:
+            page.refused = str(error)
+        page.facts |= self.adapter.explain()
+        if page.refused is None:
+            look = self._look(inputs, timesteps)
+            policy = self._resolve(look, timesteps)
+            page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
+            page.facts["classes"] = str(look.classes)
+            page.facts["policy"] = str(policy)
+            if policy != self.policy and look.counts_spikes:
+                page.facts["temperature"] = (
+                    f"chosen so that a lead of {timesteps / 2:g} spikes over all other classes is enough to stop"
+                )
+            page.facts["skipped"] = "every timestep after a row's exit: its row leaves the input and every state"
+            page.checks = [str(result) for result in look.checks] or ["switched off (check=False)"]
+        return page
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        settings = asdict(self.policy) if is_dataclass(self.policy) else {}
+        plain = {name: value for name, value in settings.items() if isinstance(value, int | float | str | None)}
+        return {"policy": type(self.policy).__name__, "settings": plain}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if state["policy"] != type(self.policy).__name__:
+            raise PolicyError(f"the saved policy is {state['policy']}, this wrapper's is {type(self.policy).__name__}.")
+        if is_dataclass(self.policy):
+            known = {field.name for field in fields(self.policy)}
+            self.policy = replace(
+                self.policy, **{name: value for name, value in state["settings"].items() if name in known}
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_looks": {}}  # a copy of the model is another model: look again
+
+    # -- how ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_sequence(self) -> bool:
+        return self.input == "sequence"
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, int]:
+        refuse_training_mode(self.model)
+        return as_rows(x, self.model, self.input, self.time_dim, self.timesteps)
+
+    def _look(self, inputs: Tensor, timesteps: int) -> _Look:
+        """Readout, classes and checks for this kind of input, from the first batch of the kind."""
+        row = inputs.shape[2:] if self._is_sequence else inputs.shape[1:]
+        modules = tuple(map(id, self.model.modules()))
+        key = (row, inputs.dtype, inputs.device, self.chunk, self.readout, modules, self.adapter.fingerprint())
+        look = self._looks.get(key)
+        if look is None:
+            look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
+        return look
+
+    def _look_at(self, inputs: Tensor, timesteps: int, check: bool) -> _Look:
+        rows = check_rows(inputs, self._is_sequence)
+        with isolated(self.model):
+            checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, self.chunk) if check else []
+            steps = outputs_per_timestep(self.adapter, rows, self._is_sequence, timesteps, self.chunk)
+            readout, reason = (self.readout, "chosen by the caller") if self.readout else choose_readout(steps)
+            classes = read_all(readout, steps).shape[-1]
+        counts_spikes = isinstance(readout, SumReadout) and all(bool(((o[0] >= 0) & (o[0] <= 1)).all()) for o in steps)
+        return _Look(readout, reason, counts_spikes, classes, tuple(checks))
+
+    def _resolve(self, look: _Look, timesteps: int) -> Policy:
+        """The policy, with the temperature that was left open."""
+        if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
+            temperature = reachable_temperature(self.policy, timesteps, look.classes) if look.counts_spikes else 1.0
+            return replace(self.policy, temperature=temperature)
+        return self.policy
+
+    def _empty(self, inputs: Tensor, timesteps: int) -> ExitResult:
+        """The result of no rows. The number of classes is found with made-up rows."""
+        classes = self._look_at(probe_rows(inputs, self._is_sequence, 2), timesteps, check=False).classes
+        logits = inputs.new_zeros(0, classes, dtype=torch.get_default_dtype())
+        return ExitResult(logits, torch.zeros(0, dtype=torch.long, device=inputs.device), logits.new_zeros(0), 0)
