@@ -58,7 +58,9 @@ class Spot:
 
     def row_tensors(self, value: Any) -> list[Tensor]:
         """The tensors in ``value`` that hold rows; none before the first timestep has made them."""
-        return [] if self.row_dim is None else [t for t in tensors(value) if t.ndim in self.ndims and t.numel()]
+        if self.row_dim is None:
+            return []
+        return [t for t in leaves(value) if isinstance(t, Tensor) and t.ndim in self.ndims and t.numel()]
 
     def row_counts(self, value: Any) -> list[int]:
         """The number of rows of each of :meth:`row_tensors`."""
@@ -95,9 +97,8 @@ class StateMap:
     """Where the state of a model lies.
 
     Attributes:
-        modules: the modules that were looked at; the map is void for others.
         carried: the cells whose values belong to the rows in flight.
-        written: store and key of every cell that a timestep or a reset writes, carried or not.
+        written: store and key of every cell that a timestep or a reset writes: the carried ones, then the scratch.
         watched: the stores in which nothing else may be written.
         spots: one for each carried cell, then one for each state argument.
         scratch: labels of what is written anew at every timestep before it is read.
@@ -106,7 +107,6 @@ class StateMap:
         output_shape: shape of one row of the first output.
     """
 
-    modules: tuple[nn.Module, ...]
     carried: tuple[Cell, ...]
     written: tuple[tuple[dict[Any, Any], Any], ...]
     watched: tuple[dict[Any, Any], ...]
@@ -325,7 +325,6 @@ def _classify(small: Sequence[Any], large: Sequence[Any]) -> _Kind:
 
 
 def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, rows: Tensor, sequence: bool) -> StateMap:
-    model = adapter.model
     candidates = small.written | large.written | {cell for cell in small.fresh if adapter.owns(cell)}
     carried: dict[Cell, _Kind] = {}
     scratch: list[Cell] = []
@@ -380,7 +379,6 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
         )
     owners = {cell.module: None for cell in [*carried, *scratch]}
     return StateMap(
-        modules=tuple(model.modules()),
         carried=tuple(carried),
         written=tuple((cell.store, cell.key) for cell in [*carried, *scratch]),
         watched=tuple(store for module in owners for _, store in stores(module)),

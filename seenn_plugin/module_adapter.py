@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, Rows
 from .discovery import StateMap, discover
 from .errors import InputError, ModelRefused
-from .module_state import ABSENT, Cell, map_tensors, undo
+from .module_state import ABSENT, Cell, map_tensors, undo, write
 from .signature import state_arguments
 
 
@@ -39,14 +39,19 @@ class ModuleAdapter(Adapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.state_arguments = state_arguments(model)
+        self._modules: tuple[nn.Module, ...] = ()
+        self._fingerprint: Any = None
         self._maps: dict[Any, StateMap] = {}
         self._advancing = False
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found belongs to the very modules it was found in: a copy looks again.
-        return {**self.__dict__, "_maps": {}, "_advancing": False}
+        return {**self.__dict__, "_modules": (), "_fingerprint": None, "_maps": {}, "_advancing": False}
 
     # -- what a framework's adapter fills in ---------------------------------------------------------------------
+
+    def meet(self, modules: tuple[nn.Module, ...]) -> None:
+        """Called with all modules of the model, first and whenever they have changed: note those that matter."""
 
     def reset(self) -> None:
         """Bring the state that lies in the model to its fresh value, as the framework does between two batches."""
@@ -100,7 +105,7 @@ class ModuleAdapter(Adapter):
         cut = len(state_map.carried)
         with self._lent(state_map, memory.values[:cut]):
             outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
-            values = [cell.read() for cell in state_map.carried]
+            values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
         if any(output.shape[:2] != (steps, n) for output in outputs):
             shapes = [tuple(output.shape) for output in outputs]
             raise ModelRefused(
@@ -148,11 +153,26 @@ class ModuleAdapter(Adapter):
     def state_map(self, inputs: Tensor, sequence: bool) -> StateMap:
         """What is state in this model for rows of this shape; looked for once, and again if the model changed."""
         row = inputs.shape[2:] if sequence else inputs.shape[1:]
-        key = (row, inputs.dtype, inputs.device, sequence, self.fingerprint())
+        fingerprint = self.fingerprint()
+        if fingerprint != self._fingerprint:
+            self._fingerprint = fingerprint
+            self._maps.clear()
+        key = (row, inputs.dtype, inputs.device, sequence)
         found = self._maps.get(key)
-        if found is None or found.modules != tuple(self.model.modules()):
+        if found is None:
             found = self._maps[key] = discover(self, inputs, sequence)
         return found
+
+    def fingerprint(self) -> Any:
+        return self.modules()
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules of the model as it is now."""
+        modules = tuple(self.model.modules())
+        if modules != self._modules:
+            self._modules = modules
+            self.meet(modules)
+        return modules
 
     def split(self, result: Any, n: int) -> tuple[tuple[Tensor, ...], list[Any]]:
         """Tell the outputs of one step from the states that it hands back."""
@@ -218,17 +238,14 @@ class ModuleAdapter(Adapter):
         self._advancing = True
         failed = True
         try:
-            for cell, value in zip(state_map.carried, values, strict=True):
-                cell.write(value)
+            for (store, key), value in zip(state_map.written[: len(values)], values, strict=True):
+                write(store, key, value)
             yield
             failed = False
         finally:
             self._advancing = False
             for store, key, value in own:
-                if value is ABSENT:
-                    store.pop(key, None)
-                else:
-                    store[key] = value
+                write(store, key, value)
             strays = [key for store, saved in zip(state_map.watched, before, strict=True) for key in undo(store, saved)]
             if strays and not failed:
                 raise ModelRefused(

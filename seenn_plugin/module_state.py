@@ -61,10 +61,15 @@ class Cell:
         return self.store.get(self.key, ABSENT)
 
     def write(self, value: Any) -> None:
-        if value is ABSENT:
-            self.store.pop(self.key, None)
-        else:
-            self.store[self.key] = value
+        write(self.store, self.key, value)
+
+
+def write(store: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value under a key; :data:`ABSENT` removes it."""
+    if value is ABSENT:
+        store.pop(key, None)
+    else:
+        store[key] = value
 
 
 def stores(module: nn.Module) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
@@ -91,6 +96,8 @@ def cells(model: nn.Module) -> list[Cell]:
 
 def leaves(value: Any) -> list[Any]:
     """The leaves of a value: tensors, numbers and whatever is no container."""
+    if isinstance(value, _PLAIN):
+        return [value]
     return pytree.tree_leaves(value)
 
 

@@ -36,17 +36,19 @@ class SnnTorchAdapter(ModuleAdapter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        self.modules()
+
+    def meet(self, modules: tuple[nn.Module, ...]) -> None:
         neuron = _neuron_class()
-        self._neurons = {m for m in model.modules() if neuron is not None and isinstance(m, neuron)}
+        self._neurons = {module for module in modules if neuron is not None and isinstance(module, neuron)}
         for module in self._neurons:
             if type(module).__name__ == "SLSTM" and module.input_size != module.hidden_size:
                 warnings.warn(
-                    f"SLSTM({module.input_size}, {module.hidden_size}) forgets its state at every timestep, "
-                    "because snnTorch "
-                    "compares the state with the input's shape; its answers are reproduced as they are. "
+                    f"SLSTM({module.input_size}, {module.hidden_size}) forgets its state at every timestep, because "
+                    "snnTorch compares the state with the input's shape; its answers are reproduced as they are. "
                     "Use input_size == hidden_size.",
                     UserWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
 
     @classmethod

@@ -40,26 +40,30 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     def __init__(self, model: nn.Module, step_mode: StepMode | None = None) -> None:
         super().__init__(model)
-        self._given_mode = step_mode
+        self._given_mode: StepMode | None = step_mode
+        self.modules()
         # For each step mode that the network can run in: the attributes of the modules to set, and their value then.
         self._switches: dict[StepMode, list[tuple[dict[str, Any], StepMode]]] = {}
+        self._own_mode: StepMode = "s"
+        self._chosen_for: Any = None
 
     @classmethod
     def claims(cls, model: nn.Module) -> bool:
         memory_module = _memory_class()
         return memory_module is not None and any(isinstance(module, memory_module) for module in model.modules())
 
+    def meet(self, modules: tuple[nn.Module, ...]) -> None:
+        self._memory_modules: list[Any] = [module for module in modules if "_memories" in vars(module)]
+        self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
+
     # -- state ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        for module in self._memory_modules():
+        for module in self._memory_modules:
             module.reset()
 
     def owns(self, cell: Cell) -> bool:
         return cell.path == ("_memories",)
-
-    def _memory_modules(self) -> list[Any]:
-        return [module for module in self.model.modules() if "_memories" in vars(module)]
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -72,30 +76,33 @@ class SpikingJellyAdapter(ModuleAdapter):
         """
         if self._given_mode is not None:
             return self._given_mode
-        modes: set[StepMode] = set(_outermost_step_modes(self.model))
+        modes = set(_outermost_step_modes(self.model))
         if len(modes) > 1:
             raise ModelRefused(
                 f"the stateful modules of {type(self.model).__name__} are in different step modes.",
                 "Call functional.set_step_mode(net, 'm') (or 's'), or pass "
                 "adapter=functools.partial(SpikingJellyAdapter, step_mode='m').",
             )
-        return next(iter(modes), "s")
+        return "m" if "m" in modes else "s"
 
     def takes_time(self) -> bool:
         return self.step_mode == "m"
 
     def fingerprint(self) -> Any:
-        return tuple(vars(module).get("_step_mode") for module in self.model.modules())
+        return self.modules(), tuple(holder["_step_mode"] for holder in self._step_mode_holders)
 
     def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
         """Find out whether the network answers the same in the step mode that the caller has not set.
 
         Single steps are faster in single-step mode, chunks in multi-step mode; not every network can be switched.
+        A mode that was unequal for one kind of input is not used for another.
         """
         own: StepMode = self.step_mode
         other: StepMode = "s" if own == "m" else "m"
-        self._switches = {own: []}
-        attributes = [vars(module) for module in self.model.modules() if "_step_mode" in vars(module)]
+        if self._chosen_for == self.fingerprint() and other not in self._switches:
+            return
+        self._chosen_for, self._own_mode, self._switches = self.fingerprint(), own, {own: []}
+        attributes = self._step_mode_holders
         before = [holder["_step_mode"] for holder in attributes]
         frames = torch.stack([inputs[0], inputs[-1]]) if sequence else torch.stack([inputs, inputs.flip(-1)])
         try:
@@ -121,7 +128,7 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
         preferred: StepMode = "s" if frames.shape[0] == 1 else "m"
-        mode = preferred if preferred in self._switches else self.step_mode
+        mode = preferred if preferred in self._switches else self._own_mode
         switch = self._switches.get(mode, [])
         before = [holder["_step_mode"] for holder, _ in switch]
         try:
@@ -161,9 +168,9 @@ class SpikingJellyAdapter(ModuleAdapter):
             return self._run_from_reset(frames, "m")[0]
 
     def explain(self) -> dict[str, str]:
-        single = "s" if "s" in self._switches else self.step_mode
+        single = "s" if "s" in self._switches else self._own_mode
         return {
-            "step mode": f"{self.step_mode!r} as set by the caller; single steps are made in {single!r}",
+            "step mode": f"{self._own_mode!r} as set by the caller; single steps are made in {single!r}",
             **super().explain(),
         }
 
