@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .errors import AdapterError
+from .errors import AdapterError, InputError
 from .naming import unknown_name
 
 ENTRY_POINT_GROUP = "seenn_plugin.adapters"
@@ -24,16 +24,24 @@ class Rows:
     """Some rows in flight: everything that they need to go on. The engine holds it.
 
     Attributes:
-        inputs: ``[n, ...]`` for static input (shown at every timestep), ``[T, n, ...]`` for a sequence.
+        inputs: ``[m, ...]`` for static input (shown at every timestep), ``[T, m, ...]`` for a sequence.
         sequence: whether ``inputs`` has a time axis.
         clock: long ``[n]`` on the CPU: the timesteps that each row has made.
         memory: what the adapter carries for these rows (membrane potentials, recurrent spikes, ...).
+        where: long ``[n]``: the place of each row in ``inputs``; ``None`` if row i is at place i. A sequence is not
+            copied when rows leave: most of it lies in the past.
     """
 
     inputs: Tensor
     sequence: bool
     clock: Tensor
     memory: Any = None
+    where: Tensor | None = None
+
+    @classmethod
+    def fresh(cls, inputs: Tensor, sequence: bool, memory: Any = None) -> Rows:
+        """Rows before their first timestep."""
+        return cls(inputs, sequence, torch.zeros(inputs.shape[1 if sequence else 0], dtype=torch.long), memory)
 
     def __len__(self) -> int:
         return self.clock.numel()
@@ -44,9 +52,39 @@ class Rows:
             return self.inputs.unsqueeze(0).expand(steps, *self.inputs.shape)
         first = int(self.clock[0])
         if bool((self.clock == first).all()):
-            return self.inputs[first : first + steps]
+            frames = self.inputs[first : first + steps]
+            return frames if self.where is None else frames.index_select(1, self.where)
         time = (self.clock + torch.arange(steps).unsqueeze(1)).to(self.inputs.device)
-        return self.inputs[time, torch.arange(len(self), device=self.inputs.device)]
+        where = torch.arange(len(self), device=self.inputs.device) if self.where is None else self.where
+        return self.inputs[time, where]
+
+    def keep(self, index: Tensor) -> None:
+        """Keep input and clock of the rows at ``index``; the memory is the adapter's to keep."""
+        self.clock = self.clock[index.cpu()]
+        if self.sequence:
+            self.where = index if self.where is None else self.where[index]
+        else:
+            self.inputs = self.inputs.index_select(0, index)
+
+    def place(self, index: Tensor, inputs: Tensor) -> None:
+        """Put input and clock of fresh rows at the places ``index``; the memory is the adapter's to fill.
+
+        Raises:
+            InputError: ``inputs`` does not fit the places, or the rows in flight.
+        """
+        row_dim = 1 if self.sequence else 0
+
+        def one_row(tensor: Tensor) -> tuple[int, ...]:
+            return (*tensor.shape[:row_dim], *tensor.shape[row_dim + 1 :])
+
+        if one_row(inputs) != one_row(self.inputs) or inputs.shape[row_dim] != index.numel():
+            raise InputError(
+                f"cannot place {tuple(inputs.shape)} at {index.numel()} of the rows of {tuple(self.inputs.shape)}."
+            )
+        if self.where is not None:
+            self.inputs, self.where = self.inputs.index_select(1, self.where), None
+        self.inputs = self.inputs.index_copy(row_dim, index, inputs)
+        self.clock = self.clock.index_fill(0, index.cpu(), 0)
 
 
 class Adapter(ABC):

@@ -46,15 +46,22 @@ class Spot:
         ndims: the ranks of its tensors once the first timestep is made.
         owned: whether the framework's reset brings it to its fresh value.
         counts_rows: whether it is the number of rows itself.
-        fill: the fresh value of one row, where known.
+        fresh: its value before the first timestep, as the framework's reset leaves it.
     """
 
     label: str
     row_dim: int | None
     ndims: frozenset[int]
     owned: bool
-    counts_rows: bool = False
-    fill: Any = 0.0
+    counts_rows: bool
+    fresh: Any
+
+    @property
+    def fill(self) -> Any:
+        """The fresh value of one row: what the framework starts from, or 0 where it starts from nothing."""
+        if isinstance(self.fresh, Tensor):
+            return self.fresh if self.fresh.numel() else 0.0
+        return float(self.fresh) if isinstance(self.fresh, int | float) else 0.0
 
     def row_tensors(self, value: Any) -> list[Tensor]:
         """The tensors in ``value`` that hold rows; none before the first timestep has made them."""
@@ -79,15 +86,15 @@ class Spot:
         """``value`` with fresh rows at ``index``."""
         if self.row_dim is None:
             return value
-        dim = self.row_dim
+        dim, fill = self.row_dim, self.fill
 
         def fresh(tensor: Tensor) -> Tensor:
             if tensor.ndim not in self.ndims or not tensor.numel():
                 return tensor
-            if isinstance(self.fill, Tensor):
+            if isinstance(fill, Tensor):
                 shape = [*tensor.shape[:dim], index.numel(), *tensor.shape[dim + 1 :]]
-                return tensor.index_copy(dim, index, self.fill.to(tensor).expand(shape))
-            return tensor.index_fill(dim, index, self.fill)
+                return tensor.index_copy(dim, index, fill.to(tensor).expand(shape))
+            return tensor.index_fill(dim, index, fill)
 
         return map_tensors(fresh, value)
 
@@ -357,7 +364,7 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
             kind.ndims,
             adapter.owns(cell),
             kind.counts_rows,
-            _fill(small.fresh.get(cell, ABSENT)),
+            small.fresh.get(cell, ABSENT),
         )
         for cell, kind in carried.items()
     ]
@@ -374,7 +381,7 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
                 kind.ndims,
                 True,
                 kind.counts_rows,
-                _fill(adapter.fresh_argument(default)),
+                adapter.fresh_argument(default),
             )
         )
     owners = {cell.module: None for cell in [*carried, *scratch]}
@@ -396,13 +403,6 @@ def _is_never_read(adapter: ModuleAdapter, cell: Cell, seen: _Observation, rows:
     return same([list(outputs) for outputs in seen.outputs], [list(outputs) for outputs in pinned.outputs]) and all(
         same(seen.after[-1].get(other), pinned.after[-1].get(other)) for other in seen.written if other != cell
     )
-
-
-def _fill(fresh: Any) -> Any:
-    """The value of one fresh row, if the framework starts from a number or a tensor; 0 where it starts from nothing."""
-    if isinstance(fresh, Tensor):
-        return fresh if fresh.numel() else 0.0
-    return float(fresh) if isinstance(fresh, int | float) else 0.0
 
 
 def _why_not_refillable(

@@ -107,10 +107,9 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         _synchronise(x)
         seconds += perf_counter() - start
         row_steps += result.steps_executed
-        policy = snn.policy_for(x)
         right.append((result.predictions == labels).cpu())
         exits.append(result.timesteps.cpu())
-        agreed.append(_agrees(result.logits, result.timesteps, trace, policy).cpu())
+        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy).cpu())
         traces_right.append((trace.argmax(2) == labels).cpu())
     if not right:
         raise CalibrationError("the loader yielded no sample.")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, Rows
 from .discovery import StateMap, discover
-from .errors import InputError, ModelRefused
+from .errors import ModelRefused
 from .module_state import ABSENT, Cell, map_tensors, undo, write
 from .signature import state_arguments
 
@@ -78,7 +78,9 @@ class ModuleAdapter(Adapter):
         made = []
         for frame in frames:
             outputs, arguments = self.step(frame, arguments)
-            made.append(outputs)
+            made.append(
+                tuple(output.clone() for output in outputs)
+            )  # an output may be a state that the model overwrites
         if len(made) == 1:
             return tuple(output.unsqueeze(0) for output in made[0]), arguments
         return tuple(torch.stack(output) for output in zip(*made, strict=True)), arguments
@@ -94,9 +96,7 @@ class ModuleAdapter(Adapter):
 
     def begin(self, inputs: Tensor, sequence: bool) -> Rows:
         state_map = self.state_map(inputs, sequence)
-        n = inputs.shape[1 if sequence else 0]
-        clock = torch.zeros(n, dtype=torch.long)
-        return Rows(inputs, sequence, clock, _Memory(state_map, self._fresh(state_map)))
+        return Rows.fresh(inputs, sequence, _Memory(state_map, self._fresh(state_map)))
 
     def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
         memory: _Memory = rows.memory
@@ -118,8 +118,7 @@ class ModuleAdapter(Adapter):
 
     def keep(self, rows: Rows, index: Tensor) -> None:
         memory: _Memory = rows.memory
-        rows.inputs = rows.inputs.index_select(1 if rows.sequence else 0, index)
-        rows.clock = rows.clock[index.cpu()]
+        rows.keep(index)
         memory.values = [
             spot.keep(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
         ]
@@ -131,13 +130,7 @@ class ModuleAdapter(Adapter):
                 f"fresh rows cannot join rows in flight: {memory.state_map.not_refillable}.",
                 "Run them as a batch of their own.",
             )
-        row_dim = 1 if rows.sequence else 0
-        if inputs.shape[:row_dim] != rows.inputs.shape[:row_dim] or inputs.shape[row_dim] != index.numel():
-            raise InputError(
-                f"cannot place inputs {tuple(inputs.shape)} at {index.numel()} rows of {tuple(rows.inputs.shape)}"
-            )
-        rows.inputs = rows.inputs.index_copy(row_dim, index, inputs)
-        rows.clock = rows.clock.index_fill(0, index.cpu(), 0)
+        rows.place(index, inputs)
         memory.values = [
             spot.refill(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
         ]
@@ -215,7 +208,12 @@ class ModuleAdapter(Adapter):
         return [self.fresh_argument(default) for default in self.state_arguments.values()]
 
     def _fresh(self, state_map: StateMap) -> list[Any]:
-        copies = [map_tensors(lambda t: t.detach().clone(), cell.read()) for cell in state_map.carried]
+        # Lend copies: reset() may write in place. What it owns it need not see: a large leftover is not copied.
+        before = [
+            spot.fresh if spot.owned else cell.read()
+            for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
+        ]
+        copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
         with self._lent(state_map, copies):
             values = self.fresh_values(state_map)
         for spot, value in zip(state_map.spots, values, strict=True):

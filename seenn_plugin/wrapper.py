@@ -132,22 +132,16 @@ class EarlyExitWrapper(nn.Module):
         n = inputs.shape[1 if self._is_sequence else 0]
         if n == 0:
             return self._empty(inputs, timesteps)
-        look = self._look(inputs, timesteps)
-        policy = self._resolve(look, timesteps)
-        return engine.infer(self.adapter, look.readout, policy, inputs, self._is_sequence, timesteps, self.chunk)
+        readout = self._look(inputs, timesteps).readout
+        return engine.infer(self.adapter, readout, self.policy, inputs, self._is_sequence, timesteps, self.chunk)
 
     def trace(self, x: Tensor) -> Tensor:
         """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
         inputs, timesteps = self._rows(x)
         if inputs.shape[1 if self._is_sequence else 0] == 0:
             return self._empty(inputs, timesteps).logits.expand(timesteps, 0, -1)
-        look = self._look(inputs, timesteps)
-        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, timesteps, self.chunk)
-
-    def policy_for(self, x: Tensor) -> Policy:
-        """The policy as it decides on inputs like ``x``: :attr:`policy`, with the temperature that it left open."""
-        inputs, timesteps = self._rows(x)
-        return self._resolve(self._look(inputs, timesteps), timesteps)
+        readout = self._look(inputs, timesteps).readout
+        return engine.trace(self.adapter, readout, inputs, self._is_sequence, timesteps, self.chunk)
 
     def calibrate(
         self,
@@ -191,14 +185,9 @@ class EarlyExitWrapper(nn.Module):
         page.facts |= self.adapter.explain()
         if page.refused is None:
             look = self._look(inputs, timesteps)
-            policy = self._resolve(look, timesteps)
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
             page.facts["classes"] = str(look.classes)
-            page.facts["policy"] = str(policy)
-            if policy != self.policy and look.counts_spikes:
-                page.facts["temperature"] = (
-                    f"chosen so that a lead of {timesteps / 2:g} spikes over all other classes is enough to stop"
-                )
+            page.facts["policy"] = str(self.policy)
             page.facts["skipped"] = "every timestep after a row's exit: its row leaves the input and every state"
             page.checks = [str(result) for result in look.checks] or ["switched off (check=False)"]
         return page
@@ -239,6 +228,9 @@ class EarlyExitWrapper(nn.Module):
         look = self._looks.get(key)
         if look is None:
             look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
+        if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
+            temperature = reachable_temperature(self.policy, timesteps, look.classes) if look.counts_spikes else 1.0
+            self.policy = replace(self.policy, temperature=temperature)
         return look
 
     def _look_at(self, inputs: Tensor, timesteps: int, check: bool) -> _Look:
@@ -250,13 +242,6 @@ class EarlyExitWrapper(nn.Module):
             classes = read_all(readout, steps).shape[-1]
         counts_spikes = isinstance(readout, SumReadout) and all(bool(((o[0] >= 0) & (o[0] <= 1)).all()) for o in steps)
         return _Look(readout, reason, counts_spikes, classes, tuple(checks))
-
-    def _resolve(self, look: _Look, timesteps: int) -> Policy:
-        """The policy, with the temperature that was left open."""
-        if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
-            temperature = reachable_temperature(self.policy, timesteps, look.classes) if look.counts_spikes else 1.0
-            return replace(self.policy, temperature=temperature)
-        return self.policy
 
     def _empty(self, inputs: Tensor, timesteps: int) -> ExitResult:
         """The result of no rows. The number of classes is found with made-up rows."""

@@ -59,8 +59,9 @@ class ThresholdPolicy(Policy):
 
     Args:
         threshold: a row stops when its score is strictly greater.
-        temperature: the logits are divided by it before they are scored. ``None``: 1, or for spike counts a value
-            at which the threshold can be reached within the timesteps at hand (see ``EarlyExitWrapper.explain``).
+        temperature: the logits are divided by it before they are scored. ``None`` counts as 1; a wrapper settles it
+            at first use, for spike counts at a value that lets the threshold be reached within its timesteps
+            (:func:`~seenn_plugin.policies.temperature.reachable_temperature`).
     """
 
     threshold: float = 0.9
