@@ -137,8 +137,14 @@ class Adapter(ABC):
             ModelRefused: if the rows of this model share a clock, so that a fresh one cannot join them.
         """
 
-    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[Tensor, ...] | None:
-        """The outputs of the model's own full run, ``[T, n, ...]`` each, if it has one beside single steps."""
+    def inspect(self, rows: Rows) -> list[Tensor]:
+        """All that the rows carry, in tensors with rows on dimension 0: the checks compare it. May be empty."""
+        return []
+
+    def reference(
+        self, inputs: Tensor, sequence: bool, timesteps: int
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]] | None:
+        """The model's own run, as its users make it: outputs ``[T, n, ...]``, and :meth:`inspect` at its end."""
         return None
 
     def fingerprint(self) -> Any:
@@ -189,7 +195,12 @@ def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
             )
         return choice
     if not isinstance(choice, str):
-        return choice(model)
+        made = choice(model) if callable(choice) else None
+        if not isinstance(made, Adapter):
+            raise AdapterError(
+                f"adapter must be a name, or an Adapter, its class or a function that makes it, not {choice!r}."
+            )
+        return made
     installed = installed_adapters()
     if choice != "auto":
         if choice not in installed:
@@ -197,7 +208,7 @@ def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
         if _is_missing(installed[choice]):
             raise AdapterError(f"adapter {choice!r} needs its framework: {_install_hint(installed[choice])}")
         return installed[choice](model)
-    claiming = [adapter for adapter in installed.values() if adapter.claims(model)]
+    claiming = [adapter for name, adapter in installed.items() if _claims(name, adapter, model)]
     if len(claiming) == 1:
         return claiming[0](model)
     kind = type(model).__name__
@@ -213,6 +224,16 @@ def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
         + (f"Not installed: {'; '.join(missing)}. " if missing else "")
         + "Name one with adapter=..., or write one (docs/architecture.md, seenn_plugin.adapter.Adapter)."
     )
+
+
+def _claims(name: str, adapter: type[Adapter], model: nn.Module) -> bool:
+    try:
+        return bool(adapter.claims(model))
+    except Exception as error:
+        warnings.warn(
+            f"adapter {name!r} cannot say whether it fits and was skipped: {error!r}", RuntimeWarning, stacklevel=5
+        )
+        return False
 
 
 def _is_missing(adapter: type[Adapter]) -> bool:

@@ -8,19 +8,17 @@ therefore repeated on a copy of the model in float64, where this does not happen
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .adapter import Adapter
-from .engine.trace import outputs_per_timestep
+from .adapter import Adapter, Rows
+from .engine.trace import advance_to
 from .errors import ModelRefused
 from .readout import Outputs
 from .tolerance import largest_difference, rows_agree
-
-_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,8 @@ class CheckResult:
         return f"{self.name}: {agreed}{f' ({self.note})' if self.note else ''}"
 
 
-def check_rows(inputs: Tensor, sequence: bool) -> Tensor:
-    """The rows that the checks run: the first of the caller's batch, and a mirrored one that differs from them."""
-    row_dim = 1 if sequence else 0
-    own = inputs.narrow(row_dim, 0, min(_ROWS - 1, inputs.shape[row_dim]))
-    return torch.cat([own, own.narrow(row_dim, 0, 1).flip(-1)], row_dim)
-
-
 def run_checks(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> list[CheckResult]:
-    """Run every check on ``inputs``, from :func:`check_rows`.
+    """Run every check on ``inputs``, from :func:`~seenn_plugin.probing.check_rows`.
 
     Raises:
         ModelRefused: naming the check, the difference seen, and what to do.
@@ -77,8 +68,9 @@ _REFUSALS = {
     ),
     "whole": (
         "answers differently when its timesteps are made one after the other than in its own full run",
-        "Its early answers depend on later timesteps (attention or normalisation over time, parallel neurons), "
-        "so that no timestep can be saved; use neurons and layers that look at the past only.",
+        "Its early answers depend on later timesteps (attention or normalisation over time, parallel neurons), or it "
+        "keeps state where it cannot be followed; use neurons and layers that look at the past only, and keep state in "
+        "the framework's neurons.",
     ),
     "alone": (
         "answers a row differently when other rows share its batch, or leave it",
@@ -88,17 +80,25 @@ _REFUSALS = {
 
 
 def _repeatable(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> CheckResult:
-    first = outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk)
-    again = outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk)
-    return _compare("repeatable", first, again)
+    (first, first_rows), (again, again_rows) = (_run(adapter, inputs, sequence, timesteps, chunk) for _ in range(2))
+    return _compare(
+        "repeatable", [*_flat(first), *adapter.inspect(first_rows)], [*_flat(again), *adapter.inspect(again_rows)]
+    )
 
 
 def _whole(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> CheckResult | None:
     own = adapter.reference(inputs, sequence, timesteps)
     if own is None:
         return None
-    stepped = outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk)
-    return _compare("whole", list(zip(*own, strict=True)), stepped)
+    outputs, state = own
+    stepped, rows = _run(adapter, inputs, sequence, timesteps, chunk)
+    # A state of another shape is a history, which is as long as the run or the chunk: nothing to compare.
+    pairs = [(a, b) for a, b in zip(state, adapter.inspect(rows), strict=True) if a.shape == b.shape]
+    return _compare(
+        "whole",
+        [*_flat(zip(*outputs, strict=True)), *(a for a, _ in pairs)],
+        [*_flat(stepped), *(b for _, b in pairs)],
+    )
 
 
 def _alone(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> CheckResult:
@@ -107,32 +107,47 @@ def _alone(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chu
     Rows are exchanged for copies of others, so that the batch keeps its size and the arithmetic its algorithms.
     """
     n = inputs.shape[1 if sequence else 0]
-    expected = outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk)
-    places = torch.arange(n, device=inputs.device)
-    company = places.roll(1).clamp(max=max(n - 2, 0))  # one row twice, one not at all, all elsewhere
-    later = places.flip(0) // 2 * 2 % n
+    expected, expected_rows = _run(adapter, inputs, sequence, timesteps, chunk)
+    company = torch.arange(n, device=inputs.device).flip(0)
+    company[-1] = company[0]  # one row is there twice, one is missing, and nobody has the neighbours it had
+    later = (3 * torch.arange(n, device=inputs.device) + 1) % n
     rows = adapter.begin(inputs.index_select(1 if sequence else 0, company), sequence)
     found = list(zip(*adapter.advance(rows, min(chunk, timesteps)), strict=True))
     started = len(found)
-    if timesteps > started:
-        adapter.keep(rows, later)
+    adapter.keep(rows, later)
     while len(found) < timesteps:
         found.extend(zip(*adapter.advance(rows, min(chunk, timesteps - len(found))), strict=True))
     wanted = [
-        tuple(output.index_select(0, company if t < started else company[later]) for output in outputs)
+        output.index_select(0, company if t < started else company[later])
         for t, outputs in enumerate(expected)
+        for output in outputs
     ]
-    return _compare("alone", wanted, found)
+    wanted += [state.index_select(0, company[later]) for state in adapter.inspect(expected_rows)]
+    return _compare("alone", wanted, [*_flat(found), *adapter.inspect(rows)])
 
 
-def _compare(name: str, expected: list[Outputs], found: list[Outputs]) -> CheckResult:
-    agree, error = None, 0.0
+def _run(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> tuple[list[Outputs], Rows]:
+    rows = adapter.begin(inputs, sequence)
+    return advance_to(adapter, rows, timesteps, chunk), rows
+
+
+def _flat(steps: Iterable[Outputs]) -> list[Tensor]:
+    return [output for outputs in steps for output in outputs]
+
+
+def _compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> CheckResult:
+    """Compare tensors with rows on dimension 0: outputs of every timestep, and all that the rows carry at the end.
+
+    Membrane potentials show what spikes hide.
+    """
+    agree = torch.ones(expected[0].shape[0], dtype=torch.bool, device=expected[0].device)
+    error = 0.0
+    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+        return CheckResult(name, agree.numel(), agree.numel(), error)
     for left, right in zip(expected, found, strict=True):
-        for a, b in zip(left, right, strict=True):
-            same = rows_agree(a, b)
-            agree = same if agree is None else agree & same
-            error = max(error, largest_difference(a[same], b[same]))
-    assert agree is not None
+        same = rows_agree(left, right)
+        agree &= same
+        error = max(error, largest_difference(left[same], right[same]))
     return CheckResult(name, agree.numel(), int((~agree).sum()), error)
 
 

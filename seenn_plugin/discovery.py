@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import InputError, ModelRefused, SeennError
 from .module_state import (
     ABSENT,
+    POISONS,
     Cell,
     cells,
     hides_tensors,
@@ -24,138 +25,18 @@ from .module_state import (
     isolated,
     leaves,
     map_tensors,
+    poisoned,
     same,
     stores,
     tensors,
 )
+from .probing import probe_rows
+from .state_map import Spot, StateMap
 
 if TYPE_CHECKING:
     from .module_adapter import ModuleAdapter
 
 _SMALL, _LARGE, _STEPS = 2, 3, 3
-_PROBE_SEED: Final = 20230401
-
-
-@dataclass(frozen=True)
-class Spot:
-    """What is known of one carried value.
-
-    Attributes:
-        label: name for people.
-        row_dim: the dimension that holds the rows; ``None`` if all rows share the value.
-        ndims: the ranks of its tensors once the first timestep is made.
-        owned: whether the framework's reset brings it to its fresh value.
-        counts_rows: whether it is the number of rows itself.
-        fresh: its value before the first timestep, as the framework's reset leaves it.
-    """
-
-    label: str
-    row_dim: int | None
-    ndims: frozenset[int]
-    owned: bool
-    counts_rows: bool
-    fresh: Any
-
-    @property
-    def fill(self) -> Any:
-        """The fresh value of one row: what the framework starts from, or 0 where it starts from nothing."""
-        if isinstance(self.fresh, Tensor):
-            return self.fresh if self.fresh.numel() else 0.0
-        return float(self.fresh) if isinstance(self.fresh, int | float) else 0.0
-
-    def row_tensors(self, value: Any) -> list[Tensor]:
-        """The tensors in ``value`` that hold rows; none before the first timestep has made them."""
-        if self.row_dim is None:
-            return []
-        return [t for t in leaves(value) if isinstance(t, Tensor) and t.ndim in self.ndims and t.numel()]
-
-    def row_counts(self, value: Any) -> list[int]:
-        """The number of rows of each of :meth:`row_tensors`."""
-        return [] if self.row_dim is None else [t.shape[self.row_dim] for t in self.row_tensors(value)]
-
-    def keep(self, value: Any, index: Tensor) -> Any:
-        """``value`` for the rows at ``index``."""
-        if self.counts_rows:
-            return index.numel()
-        if self.row_dim is None:
-            return value
-        dim = self.row_dim
-        return map_tensors(lambda t: t.index_select(dim, index) if t.ndim in self.ndims and t.numel() else t, value)
-
-    def refill(self, value: Any, index: Tensor) -> Any:
-        """``value`` with fresh rows at ``index``."""
-        if self.row_dim is None:
-            return value
-        dim, fill = self.row_dim, self.fill
-
-        def fresh(tensor: Tensor) -> Tensor:
-            if tensor.ndim not in self.ndims or not tensor.numel():
-                return tensor
-            if isinstance(fill, Tensor):
-                shape = [*tensor.shape[:dim], index.numel(), *tensor.shape[dim + 1 :]]
-                return tensor.index_copy(dim, index, fill.to(tensor).expand(shape))
-            return tensor.index_fill(dim, index, fill)
-
-        return map_tensors(fresh, value)
-
-
-@dataclass(frozen=True)
-class StateMap:
-    """Where the state of a model lies.
-
-    Attributes:
-        carried: the cells whose values belong to the rows in flight.
-        written: store and key of every cell that a timestep or a reset writes: the carried ones, then the scratch.
-        watched: the stores in which nothing else may be written.
-        spots: one for each carried cell, then one for each state argument.
-        scratch: labels of what is written anew at every timestep before it is read.
-        calls: how often one timestep calls the module that holds state (the largest count).
-        not_refillable: why fresh rows cannot join rows in flight; empty if they can.
-        output_shape: shape of one row of the first output.
-    """
-
-    carried: tuple[Cell, ...]
-    written: tuple[tuple[dict[Any, Any], Any], ...]
-    watched: tuple[dict[Any, Any], ...]
-    spots: tuple[Spot, ...]
-    scratch: tuple[str, ...]
-    calls: int
-    not_refillable: str
-    output_shape: tuple[int, ...]
-
-    def describe(self) -> str:
-        rows = [f"{s.label} (rows on dim {s.row_dim})" for s in self.spots if s.row_dim is not None]
-        shared = [s.label for s in self.spots if s.row_dim is None]
-        text = f"{len(rows)} held per row: {', '.join(rows) or 'none'}"
-        return text + (f"; shared by all rows: {', '.join(shared)}" if shared else "")
-
-
-@dataclass
-class _Observation:
-    """Values of every candidate cell before and after each of a few timesteps."""
-
-    fresh: dict[Cell, Any]
-    after: list[dict[Cell, Any]] = field(default_factory=list)
-    written: set[Cell] = field(default_factory=set)
-    arguments: list[list[Any]] = field(default_factory=list)
-    outputs: list[tuple[Tensor, ...]] = field(default_factory=list)
-    calls: int = 0
-
-
-def probe_rows(inputs: Tensor, sequence: bool, rows: int) -> Tensor:
-    """A few rows of the caller's batch (repeated if it has fewer); noise if it has none."""
-    dim = 1 if sequence else 0
-    n = inputs.shape[dim]
-    if n:
-        return inputs.index_select(dim, torch.arange(rows, device=inputs.device) % n)
-    return _noise(inputs, (*inputs.shape[:dim], rows, *inputs.shape[dim + 1 :]))
-
-
-def _noise(like: Tensor, shape: Sequence[int]) -> Tensor:
-    generator = torch.Generator().manual_seed(_PROBE_SEED)
-    if like.dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(like)
-    return torch.randint(0, 2, tuple(shape), generator=generator).to(like)
 
 
 def discover(adapter: ModuleAdapter, inputs: Tensor, sequence: bool) -> StateMap:
@@ -165,49 +46,43 @@ def discover(adapter: ModuleAdapter, inputs: Tensor, sequence: bool) -> StateMap
         ModelRefused: the model carries no state, or carries some that cannot be split into rows.
         InputError: the model cannot run on rows of this shape at all.
     """
-    model, name = adapter.model, type(adapter.model).__name__
-    with isolated(model):
-        adapter.choose_mode(probe_rows(inputs, sequence, _SMALL), sequence)
-    small_rows, large_rows = probe_rows(inputs, sequence, _SMALL), probe_rows(inputs, sequence, _LARGE)
+    name = type(adapter.model).__name__
+    small_rows, large_rows = (probe_rows(inputs, sequence, rows) for rows in (_SMALL, _LARGE))
+    with isolated(adapter.model):
+        adapter.choose_mode(small_rows, sequence)
     small = _try_observe(adapter, small_rows, sequence)
     if not _carries_something(adapter, small, small_rows, sequence):
-        noise = _noise(small_rows, small_rows.shape)  # an all-zero batch leaves a network at rest
-        if not _carries_something(adapter, _try_observe(adapter, noise, sequence), noise, sequence):
-            raise ModelRefused(
-                f"{name} carries no spiking state from one timestep to the next: a second call answers as a fresh "
-                "one does.",
-                "Either it has no spiking neuron, or it runs all its timesteps inside forward() and resets in between; "
-                "wrap the module that makes one step.",
-            )
+        raise ModelRefused(
+            f"{name} carries no spiking state from one timestep to the next: a second call answers as a fresh one "
+            "does.",
+            "Either it has no spiking neuron, or it runs all its timesteps inside forward() and resets in between; "
+            "wrap the module that makes one step.",
+        )
     large = _try_observe(adapter, large_rows, sequence, count_calls_of={cell.module for cell in small.written})
     if large.calls > 1 and not adapter.state_arguments and not adapter.takes_time():
         raise ModelRefused(
-            f"one call of {name} calls a module that holds state {large.calls} times: it runs its time loop "
-            "inside forward().",
-            "One call must be one timestep; a loop inside forward() is not taken yet. Wrap the module that makes "
-            "one step.",
+            f"one call of {name} calls a module that holds state {large.calls} times: it runs its time loop inside "
+            "forward().",
+            "One call must be one timestep; a loop inside forward() is not taken yet. Wrap the module that makes one "
+            "step.",
         )
     return _build(adapter, small, large, small_rows, sequence)
 
 
-def _try_observe(adapter: ModuleAdapter, rows: Tensor, sequence: bool, **options: Any) -> _Observation:
-    try:
-        return _observe(adapter, rows, sequence, **options)
-    except SeennError:
-        raise
-    except Exception as error:
-        shape = tuple(rows.shape[2:] if sequence else rows.shape[1:])
-        kind = "sequence [T, N, ...] (time_dim=1 for [N, T, ...])" if sequence else "static input [N, ...]"
-        raise InputError(
-            f"{type(adapter.model).__name__} cannot make one timestep on rows of shape {shape}: "
-            f"{type(error).__name__}: {error}. The input was read as {kind}; check its rank, input= and time_dim=. "
-            "A model that works on all its timesteps at once only cannot be stepped."
-        ) from error
+# -- observing ---------------------------------------------------------------------------------------------------------
 
 
-def _frame(rows: Tensor, sequence: bool, step: int) -> Tensor:
-    """Input of one timestep, ``[1, n, ...]``; a short sequence repeats its last frame."""
-    return rows[min(step, rows.shape[0] - 1)].unsqueeze(0) if sequence else rows.unsqueeze(0)
+@dataclass
+class _Observation:
+    """Values of every candidate cell before and after each of a few timesteps."""
+
+    fresh: dict[Cell, Any]
+    after: list[dict[Cell, Any]] = field(default_factory=list)
+    written: set[Cell] = field(default_factory=set)
+    changed_in_place: set[Cell] = field(default_factory=set)
+    arguments: list[list[Any]] = field(default_factory=list)
+    outputs: list[tuple[Tensor, ...]] = field(default_factory=list)
+    calls: int = 0
 
 
 def _observe(
@@ -216,37 +91,38 @@ def _observe(
     sequence: bool,
     first: int = 0,
     steps: int = _STEPS,
-    pinned: Sequence[Cell] = (),
+    poison: tuple[Cell, float] | None = None,
     start: dict[Cell, Any] | None = None,
     start_arguments: list[Any] | None = None,
     count_calls_of: set[nn.Module] | None = None,
 ) -> _Observation:
-    """Run ``steps`` timesteps from frame ``first`` on, from fresh state or from ``start``.
+    """Run ``steps`` timesteps from frame ``first`` on, from fresh state with ``start`` on top.
 
-    ``pinned`` cells are put back to their fresh value before every timestep.
+    Before every timestep but the first, what lies in the cell ``poison`` is replaced by absurd numbers.
     """
-    model = adapter.model
     calls: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, *_: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
 
-    with isolated(model):
+    with isolated(adapter.model):
         adapter.reset()
-        seen = _Observation(_copy(_read(cells(model))))
+        seen = _Observation(_copy(_read(adapter)))
         arguments = adapter.fresh_arguments() if start_arguments is None else start_arguments
         for cell, value in (start or {}).items():
             cell.write(value)
         handles = [module.register_forward_pre_hook(count) for module in count_calls_of or ()]
         try:
             for step in range(steps):
-                for cell in pinned:
-                    cell.write(map_tensors(Tensor.clone, seen.fresh.get(cell, ABSENT)))
-                before = _read(cells(model))
+                if poison is not None and step > 0:
+                    cell, number = poison
+                    cell.write(poisoned(cell.read(), number))
+                before = _read(adapter)
                 copied = _copy(before)
                 outputs, arguments = adapter.run(_frame(rows, sequence, first + step), arguments)
-                after = _read(cells(model))
+                after = _read(adapter)
                 seen.written |= _written(before, copied, after)
+                seen.changed_in_place |= {cell for cell in before if not same(before[cell], copied[cell])}
                 seen.after.append(_copy(after))
                 seen.arguments.append(map_tensors(Tensor.clone, arguments))
                 seen.outputs.append(outputs)
@@ -258,8 +134,13 @@ def _observe(
     return seen
 
 
-def _read(candidates: Sequence[Cell]) -> dict[Cell, Any]:
-    return {cell: cell.read() for cell in candidates}
+def _frame(rows: Tensor, sequence: bool, step: int) -> Tensor:
+    """Input of one timestep, ``[1, n, ...]``; a short sequence repeats its last frame."""
+    return rows[min(step, rows.shape[0] - 1)].unsqueeze(0) if sequence else rows.unsqueeze(0)
+
+
+def _read(adapter: ModuleAdapter) -> dict[Cell, Any]:
+    return {cell: cell.read() for cell in cells(adapter.model, adapter.registers)}
 
 
 def _copy(values: dict[Cell, Any]) -> dict[Cell, Any]:
@@ -277,6 +158,47 @@ def _written(before: dict[Cell, Any], copied: dict[Cell, Any], after: dict[Cell,
     return changed
 
 
+def _try_observe(adapter: ModuleAdapter, rows: Tensor, sequence: bool, **options: Any) -> _Observation:
+    """Observe; if that fails, say what is wrong with the input, or with what an earlier run left behind."""
+    try:
+        return _observe(adapter, rows, sequence, **options)
+    except SeennError:
+        raise
+    except Exception as error:
+        leftovers = [cell for cell in _read(adapter) if _is_leftover(adapter, cell)]
+        if leftovers and _runs_without(adapter, leftovers, rows, sequence):
+            raise left_over(leftovers[0].label, tensors(leftovers[0].read())[0]) from error
+        shape = tuple(rows.shape[2:] if sequence else rows.shape[1:])
+        kind = "sequence [T, N, ...] (time_dim=1 for [N, T, ...])" if sequence else "static input [N, ...]"
+        raise InputError(
+            f"{type(adapter.model).__name__} cannot make one timestep on rows of shape {shape}: "
+            f"{type(error).__name__}: {error}. The input was read as {kind}; check its rank, input= and time_dim=. "
+            "A model that works on all its timesteps at once only cannot be stepped."
+        ) from error
+
+
+def _is_leftover(adapter: ModuleAdapter, cell: Cell) -> bool:
+    """Whether an attribute holds a tensor that no reset brings to a fresh value."""
+    known = adapter.owns(cell) or adapter.is_scratch(cell)
+    return cell.path == () and not known and any(t.ndim for t in tensors(cell.read()))
+
+
+def _runs_without(adapter: ModuleAdapter, leftovers: Sequence[Cell], rows: Tensor, sequence: bool) -> bool:
+    try:
+        _observe(adapter, rows, sequence, start=dict.fromkeys(leftovers))
+    except Exception:
+        return False
+    return True
+
+
+def left_over(label: str, value: Tensor) -> ModelRefused:
+    """The refusal of a model that holds a value from an earlier run."""
+    return ModelRefused(
+        f"{label} still holds a value of shape {tuple(value.shape)} from an earlier run, and nothing resets it.",
+        "Bring the model to its fresh state before it is wrapped, or register it as framework state.",
+    )
+
+
 def _carries_something(adapter: ModuleAdapter, seen: _Observation, rows: Tensor, sequence: bool) -> bool:
     """Whether the second timestep depends on the first: else a fresh call would do, and nothing is carried."""
     anew = _observe(adapter, rows, sequence, first=1, steps=1)
@@ -285,6 +207,9 @@ def _carries_something(adapter: ModuleAdapter, seen: _Observation, rows: Tensor,
         and same(seen.arguments[1], anew.arguments[0])
         and all(same(seen.after[1].get(cell), anew.after[0].get(cell)) for cell in seen.written)
     )
+
+
+# -- drawing conclusions -----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -332,77 +257,87 @@ def _classify(small: Sequence[Any], large: Sequence[Any]) -> _Kind:
 
 
 def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, rows: Tensor, sequence: bool) -> StateMap:
-    candidates = small.written | large.written | {cell for cell in small.fresh if adapter.owns(cell)}
+    registered = set(adapter.model.modules())
     carried: dict[Cell, _Kind] = {}
-    scratch: list[Cell] = []
+    rewritten: list[Cell] = []
+    unread: dict[Cell, Any] = {}
+    candidates = small.written | large.written | {cell for cell in small.fresh if adapter.owns(cell)}
     for cell in sorted(candidates, key=lambda cell: cell.label):
-        before, after = [[step.get(cell, ABSENT) for step in seen.after] for seen in (small, large)]
-        if not all(is_plain(value) for value in before + after):
-            if any(hides_tensors(value) for value in before + after):
+        values, more_rows = [[step.get(cell, ABSENT) for step in seen.after] for seen in (small, large)]
+        if not all(is_plain(value) for value in values + more_rows):
+            if any(hides_tensors(value) for value in values + more_rows):
                 raise ModelRefused(
-                    f"{cell.label} keeps state in a {type(before[-1]).__name__}, whose rows cannot be told apart.",
+                    f"{cell.label} keeps state in a {type(values[-1]).__name__}, whose rows cannot be told apart.",
                     "Keep it in tensors, tuples, lists or dictionaries.",
                 )
             continue  # a cache, a compiled kernel: no state
+        if cell.module not in registered:
+            raise ModelRefused(
+                f"the module that holds the state {cell.label} lies in a plain list or dictionary, where neither reset "
+                "nor .to() nor .eval() finds it.",
+                "Use nn.ModuleList or nn.ModuleDict.",
+            )
         if adapter.is_scratch(cell):
-            scratch.append(cell)
+            rewritten.append(cell)
             continue
-        kind = _classify(before, after)
-        if not kind.misfit:
+        kind = _classify(values, more_rows)
+        leftover = kind.row_dim is not None and _is_leftover(adapter, cell)
+        if not kind.misfit and not leftover:
             carried[cell] = kind
         elif _is_never_read(adapter, cell, small, rows, sequence):
-            scratch.append(cell)
+            unread[cell] = poisoned(values[-1])
+        elif leftover:
+            raise left_over(cell.label, tensors(cell.read())[0])
         else:
             raise ModelRefused(
                 f"the state {cell.label} cannot be split into rows: {kind.misfit}.",
                 "Rows that share state cannot leave one by one; keep one value per row, on one dimension.",
             )
     spots = [
-        Spot(
-            cell.label,
-            kind.row_dim,
-            kind.ndims,
-            adapter.owns(cell),
-            kind.counts_rows,
-            small.fresh.get(cell, ABSENT),
-        )
-        for cell, kind in carried.items()
-    ]
-    for position, (name, default) in enumerate(adapter.state_arguments.items()):
-        kind = _classify(*[[step[position] for step in seen.arguments] for seen in (small, large)])
-        if kind.misfit:
-            raise ModelRefused(
-                f"the state argument {name} cannot be split into rows: {kind.misfit}.", "Hand back one value per row."
-            )
-        spots.append(
-            Spot(
-                f"argument {name}",
-                kind.row_dim,
-                kind.ndims,
-                True,
-                kind.counts_rows,
-                adapter.fresh_argument(default),
-            )
-        )
-    owners = {cell.module: None for cell in [*carried, *scratch]}
+        Spot(cell.label, k.row_dim, k.ndims, adapter.owns(cell), k.counts_rows, small.fresh.get(cell, ABSENT))
+        for cell, k in carried.items()
+    ] + _argument_spots(adapter, small, large)
+    written = [*carried, *rewritten, *unread]
     return StateMap(
         carried=tuple(carried),
-        written=tuple((cell.store, cell.key) for cell in [*carried, *scratch]),
-        watched=tuple(store for module in owners for _, store in stores(module)),
+        written=tuple((cell.store, cell.key) for cell in written),
+        unread=tuple(((cell.store, cell.key), poison) for cell, poison in unread.items()),
+        watched=tuple(store for module in {cell.module: None for cell in written} for store in stores(module)),
         spots=tuple(spots),
-        scratch=tuple(cell.label for cell in scratch),
-        calls=large.calls,
+        changed_in_place=tuple(cell in small.changed_in_place for cell in carried),
+        monitors=tuple(cell.label for cell in unread),
         not_refillable=_why_not_refillable(adapter, spots, list(carried), small, rows, sequence),
-        output_shape=tuple(small.outputs[0][0].shape[2:]),
     )
+
+
+def _argument_spots(adapter: ModuleAdapter, small: _Observation, large: _Observation) -> list[Spot]:
+    spots = []
+    for position, (name, default) in enumerate(adapter.state_arguments.items()):
+        k = _classify(*[[step[position] for step in seen.arguments] for seen in (small, large)])
+        if k.misfit:
+            raise ModelRefused(
+                f"the state argument {name} cannot be split into rows: {k.misfit}.", "Hand back one value per row."
+            )
+        fresh = adapter.fresh_argument(default)
+        spots.append(Spot(f"argument {name}", k.row_dim, k.ndims, True, k.counts_rows, fresh))
+    return spots
 
 
 def _is_never_read(adapter: ModuleAdapter, cell: Cell, seen: _Observation, rows: Tensor, sequence: bool) -> bool:
-    """Whether the model answers the same if this cell is put back before every timestep: it is only written."""
-    pinned = _observe(adapter, rows, sequence, pinned=[cell])
-    return same([list(outputs) for outputs in seen.outputs], [list(outputs) for outputs in pinned.outputs]) and all(
-        same(seen.after[-1].get(other), pinned.after[-1].get(other)) for other in seen.written if other != cell
-    )
+    """Whether the model answers the same with absurd numbers in this cell: it is only written, as by a monitor."""
+    for number in POISONS:
+        try:
+            blind = _observe(adapter, rows, sequence, poison=(cell, number))
+        except Exception:
+            return False
+        if not (
+            same([list(outputs) for outputs in seen.outputs], [list(outputs) for outputs in blind.outputs])
+            and all(
+                same(seen.after[-1].get(other), blind.after[-1].get(other)) for other in seen.written if other != cell
+            )
+        ):
+            return False
+    return True
 
 
 def _why_not_refillable(

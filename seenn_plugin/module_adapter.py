@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, Rows
-from .discovery import StateMap, discover
+from .discovery import discover, left_over
 from .errors import ModelRefused
-from .module_state import ABSENT, Cell, map_tensors, undo, write
+from .module_state import ABSENT, Cell, isolated, map_tensors, undo, write
 from .signature import state_arguments
+from .state_map import StateMap
 
 
 @dataclass
@@ -35,6 +36,9 @@ class ModuleAdapter(Adapter):
 
     Subclasses define :meth:`reset`, :meth:`owns`, and where needed :meth:`run`.
     """
+
+    registers: ClassVar[tuple[str, ...]] = ("_buffers",)
+    """Names of the dictionary attributes in which modules register state, entry by entry."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -74,13 +78,18 @@ class ModuleAdapter(Adapter):
         return self.split(result, frame.shape[0])
 
     def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
-        """``k`` timesteps: frames ``[k, n, ...]`` in, outputs ``[k, n, ...]`` out. The state lies in the model."""
+        """``k`` timesteps: frames ``[k, n, ...]`` in, outputs ``[k, n, ...]`` out. The state lies in the model.
+
+        May differ from :meth:`run_own` in how, never in what.
+        """
+        return self.run_own(frames, arguments)
+
+    def run_own(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """``k`` timesteps as the caller runs the model: here, in a loop of single steps."""
         made = []
         for frame in frames:
             outputs, arguments = self.step(frame, arguments)
-            made.append(
-                tuple(output.clone() for output in outputs)
-            )  # an output may be a state that the model overwrites
+            made.append(tuple(output.clone() for output in outputs))  # it may be a state that the model overwrites
         if len(made) == 1:
             return tuple(output.unsqueeze(0) for output in made[0]), arguments
         return tuple(torch.stack(output) for output in zip(*made, strict=True)), arguments
@@ -103,7 +112,11 @@ class ModuleAdapter(Adapter):
         state_map, n = memory.state_map, len(rows)
         self._assert_rows(rows)
         cut = len(state_map.carried)
-        with self._lent(state_map, memory.values[:cut]):
+        lent = [  # what the model changes in place it gets a copy of, so that the rows are whole if it raises
+            map_tensors(Tensor.clone, value) if changed else value
+            for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
+        ]
+        with self._lent(state_map, lent, started=bool((rows.clock > 0).all())):
             outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
             values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
         if any(output.shape[:2] != (steps, n) for output in outputs):
@@ -134,6 +147,20 @@ class ModuleAdapter(Adapter):
         memory.values = [
             spot.refill(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
         ]
+
+    def inspect(self, rows: Rows) -> list[Tensor]:
+        memory: _Memory = rows.memory
+        return [
+            t for spot, value in zip(memory.state_map.spots, memory.values, strict=True) for t in spot.rows_first(value)
+        ]
+
+    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        state_map = self.state_map(inputs, sequence)
+        with isolated(self.model):
+            self.reset()
+            outputs, arguments = self.run_own(Rows.fresh(inputs, sequence).frames(timesteps), self.fresh_arguments())
+            values = [*(cell.read() for cell in state_map.carried), *arguments]
+            return outputs, [t for spot, v in zip(state_map.spots, values, strict=True) for t in spot.rows_first(v)]
 
     def explain(self) -> dict[str, str]:
         if not self._maps:
@@ -214,20 +241,15 @@ class ModuleAdapter(Adapter):
             for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
         ]
         copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
-        with self._lent(state_map, copies):
+        with self._lent(state_map, copies, started=False):
             values = self.fresh_values(state_map)
         for spot, value in zip(state_map.spots, values, strict=True):
             if not spot.owned and spot.row_tensors(value):
-                raise ModelRefused(
-                    f"{spot.label} still holds a value of shape {tuple(spot.row_tensors(value)[0].shape)} from an "
-                    "earlier "
-                    "run, and nothing resets it.",
-                    "Bring the model to its fresh state before it is wrapped, or register it as framework state.",
-                )
+                raise left_over(spot.label, spot.row_tensors(value)[0])
         return values
 
     @contextmanager
-    def _lent(self, state_map: StateMap, values: list[Any]) -> Iterator[None]:
+    def _lent(self, state_map: StateMap, values: list[Any], started: bool) -> Iterator[None]:
         """Put ``values`` into the carried cells; whatever happens, give the caller's own values back."""
         if self._advancing:
             raise RuntimeError("this model is being advanced already (by a forward hook, or by another thread)")
@@ -238,6 +260,9 @@ class ModuleAdapter(Adapter):
         try:
             for (store, key), value in zip(state_map.written[: len(values)], values, strict=True):
                 write(store, key, value)
+            if started:
+                for (store, key), poison in state_map.unread:
+                    store[key] = poison
             yield
             failed = False
         finally:

@@ -7,10 +7,11 @@ This module knows nothing of time or rows; :mod:`seenn_plugin.module_adapter` do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from operator import getitem
 from typing import Any, Final
 
@@ -72,24 +73,43 @@ def write(store: dict[Any, Any], key: Any, value: Any) -> None:
         store[key] = value
 
 
-def stores(module: nn.Module) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
-    """The dictionaries of one module that may hold state, with the path to each."""
+def every_module(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of ``model`` by name, those in plain lists and dictionaries too, where ``modules()`` misses them."""
+    met: set[int] = set()
+    waiting = list(model.named_modules())
+    while waiting:
+        name, module = waiting.pop(0)
+        if id(module) in met:
+            continue
+        met.add(id(module))
+        yield name, module
+        for key, value in vars(module).items():
+            if key not in _MODULE_INTERNALS and key != "_buffers" and isinstance(value, list | tuple | dict):
+                waiting += [(f"{name}.{key}", leaf) for leaf in leaves(value) if isinstance(leaf, nn.Module)]
+
+
+def stores(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    """The dictionaries of one module that may hold state: its attributes, its buffers, dictionary attributes."""
     attributes = vars(module)
-    yield (), attributes
-    for key, value in attributes.items():
-        if key not in _MODULE_INTERNALS and type(value) is dict:
-            yield (key,), value
+    yield attributes
+    yield from (value for key, value in attributes.items() if key not in _MODULE_INTERNALS and type(value) is dict)
 
 
-def cells(model: nn.Module) -> list[Cell]:
-    """Every cell of every module of ``model`` that holds plain values: the candidates for state."""
+def cells(model: nn.Module, registers: Sequence[str]) -> list[Cell]:
+    """Every cell of every module of ``model``: the candidates for state.
+
+    Args:
+        registers: names of the dictionary attributes whose entries are cells of their own. Any other dictionary is one
+            value.
+    """
     found = []
-    for prefix, module in model.named_modules():
-        for path, store in stores(module):
+    for prefix, module in every_module(model):
+        attributes = vars(module)
+        paths = [((), attributes), *(((name,), attributes[name]) for name in registers if name in attributes)]
+        for path, store in paths:
             for key, value in store.items():
-                if path == () and (key in _MODULE_INTERNALS or type(value) is dict):
-                    continue
-                if not any(isinstance(leaf, nn.Parameter | nn.Module) for leaf in leaves(value)):
+                internal = path == () and (key in _MODULE_INTERNALS or key in registers)
+                if not internal and not any(isinstance(leaf, nn.Parameter | nn.Module) for leaf in leaves(value)):
                     found.append(Cell(f"{prefix}.{key}" if prefix else str(key), module, path, key))
     return found
 
@@ -160,26 +180,59 @@ def undo(store: dict[Any, Any], saved: dict[Any, Any]) -> list[Any]:
     return strays
 
 
+POISONS: Final = (float("nan"), 1e6, -1e6)
+
+
+def poisoned(value: Any, poison: float = POISONS[0]) -> Any:
+    """``value`` with an absurd number for every number in it, so that whoever reads it shows it."""
+
+    def replace(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            number = poison if leaf.is_floating_point() else (0 if poison != poison else poison > 0)
+            return torch.full_like(leaf, number)
+        return poison if isinstance(leaf, int | float) else leaf
+
+    return pytree.tree_map(replace, value)
+
+
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """Let anything happen to the state of ``model`` and to the random generators, and undo it afterwards.
 
-    Inside, every candidate cell holds a copy of the caller's value, so that in-place changes are undone too.
-    Gradients are off: this is for looking, not for answering.
+    Inside, every value is a copy of the caller's, so that in-place changes are undone too. Gradients are off: this is
+    for looking, not for answering.
     """
-    saved = [(store, dict(store)) for module in model.modules() for _, store in stores(module)]
+    modules = [module for _, module in every_module(model)]
+    saved = [(store, dict(store)) for module in modules for store in stores(module)]
+    objects = [(vars(held), dict(vars(held))) for held in _objects(modules)]
     copies: dict[int, Tensor] = {}
 
     def copy(tensor: Tensor) -> Tensor:  # tensors that two cells share stay shared
+        if isinstance(tensor, nn.Parameter):
+            return tensor
         return copies.setdefault(id(tensor), tensor.detach().clone())
 
-    devices = {p.device for p in [*model.parameters(), *model.buffers()] if p.device.type == "cuda"}
+    devices = {p.device for p in chain(model.parameters(), model.buffers()) if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.no_grad():
-            for cell in cells(model):
-                cell.write(map_tensors(copy, cell.read()))
+            for store, content in saved:
+                for key, value in content.items():
+                    if key not in _MODULE_INTERNALS and type(value) is not dict:
+                        store[key] = map_tensors(copy, value)
             yield
     finally:
         for store, content in saved:
             store.clear()
             store.update(content)
+        for attributes, content in objects:
+            undo(attributes, content)
+
+
+def _objects(modules: Sequence[nn.Module]) -> Iterator[Any]:
+    """Instances of other classes that modules hold in their attributes, and that may hold state themselves."""
+    for module in modules:
+        for key, value in vars(module).items():
+            if key not in _MODULE_INTERNALS and not isinstance(value, _PLAIN):
+                for leaf in leaves(value):
+                    if not isinstance(leaf, (*_PLAIN, nn.Module, type)) and hasattr(leaf, "__dict__"):
+                        yield leaf

@@ -185,6 +185,7 @@ def choose_readout(steps: Sequence[Outputs]) -> tuple[Readout, str]:
     output of a linear head. Spikes of a silent output layer say nothing, so the membrane beside them is read.
     """
     answer = torch.stack([outputs[0] for outputs in steps])
+    answer = answer[answer.isfinite()]
     spiking = bool(((answer >= 0) & (answer <= 1)).all())
     if not spiking:
         return MeanReadout(), "the outputs are currents (real numbers): their mean over time"

@@ -12,7 +12,8 @@ REQUIRED: Final = inspect.Parameter.empty
 """Stands for the default of a state argument that has none."""
 
 _STATE_NAME: Final = re.compile(
-    r"(init(ial)?_)?(mems?|membranes?|spks?|spikes?|syns?|syn_(exc|inh)|states?|hidden|cell|carry|h|c|hx|cx|v|u)(_?\w{0,3}|_\w*)"
+    r"((init|initial|prev|last)_)?"
+    r"((mem|membrane|spk|spike|syn|state|hidden|carry)s?(\d+|_\w+)?|[hcuv]x?(\d+|_\w+)?)"
 )
 
 

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from . import calibration as _calibration
 from . import engine
 from .adapter import AdapterChoice, find_adapter
-from .checks import CheckResult, check_rows, run_checks
-from .discovery import probe_rows
+from .checks import CheckResult, run_checks
 from .engine import ExitResult
-from .engine.trace import outputs_per_timestep, read_all
+from .engine.trace import advance_to, read_all
 from .errors import InputError, PolicyError, SeennError
 from .explanation import Explanation
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
 from .module_state import isolated
 from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
 from .policies.temperature import reachable_temperature
+from .probing import check_rows
 from .readout import Readout, ReadoutChoice, SumReadout, choose_readout, make_readout
 
 
@@ -32,7 +32,7 @@ class _Look:
     readout: Readout
     readout_reason: str
     counts_spikes: bool
-    classes: int
+    no_logits: Tensor  # of no rows, [0, C]: number of classes, dtype and device
     checks: tuple[CheckResult, ...]
 
 
@@ -186,7 +186,7 @@ class EarlyExitWrapper(nn.Module):
         if page.refused is None:
             look = self._look(inputs, timesteps)
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
-            page.facts["classes"] = str(look.classes)
+            page.facts["classes"] = str(look.no_logits.shape[1])
             page.facts["policy"] = str(self.policy)
             page.facts["skipped"] = "every timestep after a row's exit: its row leaves the input and every state"
             page.checks = [str(result) for result in look.checks] or ["switched off (check=False)"]
@@ -229,7 +229,9 @@ class EarlyExitWrapper(nn.Module):
         if look is None:
             look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
         if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
-            temperature = reachable_temperature(self.policy, timesteps, look.classes) if look.counts_spikes else 1.0
+            temperature = (
+                reachable_temperature(self.policy, timesteps, look.no_logits.shape[1]) if look.counts_spikes else 1.0
+            )
             self.policy = replace(self.policy, temperature=temperature)
         return look
 
@@ -237,14 +239,13 @@ class EarlyExitWrapper(nn.Module):
         rows = check_rows(inputs, self._is_sequence)
         with isolated(self.model):
             checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, self.chunk) if check else []
-            steps = outputs_per_timestep(self.adapter, rows, self._is_sequence, timesteps, self.chunk)
+            steps = advance_to(self.adapter, self.adapter.begin(rows, self._is_sequence), timesteps, self.chunk)
             readout, reason = (self.readout, "chosen by the caller") if self.readout else choose_readout(steps)
-            classes = read_all(readout, steps).shape[-1]
+            logits = read_all(readout, steps)
         counts_spikes = isinstance(readout, SumReadout) and all(bool(((o[0] >= 0) & (o[0] <= 1)).all()) for o in steps)
-        return _Look(readout, reason, counts_spikes, classes, tuple(checks))
+        return _Look(readout, reason, counts_spikes, logits[0, :0], tuple(checks))
 
     def _empty(self, inputs: Tensor, timesteps: int) -> ExitResult:
-        """The result of no rows. The number of classes is found with made-up rows."""
-        classes = self._look_at(probe_rows(inputs, self._is_sequence, 2), timesteps, check=False).classes
-        logits = inputs.new_zeros(0, classes, dtype=torch.get_default_dtype())
-        return ExitResult(logits, torch.zeros(0, dtype=torch.long, device=inputs.device), logits.new_zeros(0), 0)
+        """The result of no rows: the number of classes is found with made-up ones."""
+        logits = self._look_at(inputs, timesteps, check=False).no_logits
+        return ExitResult(logits, torch.zeros(0, dtype=torch.long, device=logits.device), logits.new_zeros(0), 0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from seenn_plugin.errors import ModelRefused
 from seenn_plugin.module_adapter import ModuleAdapter
-from seenn_plugin.module_state import Cell, isolated
+from seenn_plugin.module_state import Cell
 from seenn_plugin.tolerance import rows_agree
 
 StepMode = Literal["s", "m"]
@@ -37,6 +37,7 @@ class SpikingJellyAdapter(ModuleAdapter):
     name = "spikingjelly"
     framework = "spikingjelly"
     extra = "spikingjelly"
+    registers = ("_buffers", "_memories")
 
     def __init__(self, model: nn.Module, step_mode: StepMode | None = None) -> None:
         super().__init__(model)
@@ -143,7 +144,7 @@ class SpikingJellyAdapter(ModuleAdapter):
         self, frames: Tensor, arguments: list[Any], mode: StepMode
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         if mode == "s":
-            return super().run(frames, arguments)
+            return super().run_own(frames, arguments)
         steps, n = frames.shape[:2]
         result = self.model(frames)
         outputs = result if isinstance(result, tuple | list) else (result,)
@@ -160,12 +161,8 @@ class SpikingJellyAdapter(ModuleAdapter):
             o for o in outputs if isinstance(o, Tensor) and o.ndim >= 3 and o.shape[:2] == (steps, n)
         ), arguments
 
-    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[Tensor, ...] | None:
-        if not self.takes_time():
-            return None
-        frames = inputs if sequence else inputs.unsqueeze(0).repeat(timesteps, *[1] * inputs.ndim)
-        with isolated(self.model):
-            return self._run_from_reset(frames, "m")[0]
+    def run_own(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
+        return self._run_as_it_lies(frames, arguments, self._own_mode)
 
     def explain(self) -> dict[str, str]:
         single = "s" if "s" in self._switches else self._own_mode

@@ -5,19 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapter import Adapter, Rows
 from ..readout import Outputs, Readout, read
 
 
-def outputs_per_timestep(
-    adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1
-) -> list[Outputs]:
-    """The outputs of every timestep, each ``[N, ...]``, from fresh rows."""
-    rows = adapter.begin(inputs, sequence)
+def advance_to(adapter: Adapter, rows: Rows, timesteps: int, chunk: int = 1) -> list[Outputs]:
+    """Advance fresh rows by ``timesteps``; the outputs of every timestep, each ``[N, ...]``."""
     made: list[Outputs] = []
     while len(made) < timesteps:
-        outputs = adapter.advance(rows, min(chunk, timesteps - len(made)))
-        made.extend(zip(*outputs, strict=True))
+        made.extend(zip(*adapter.advance(rows, min(chunk, timesteps - len(made))), strict=True))
     return made
 
 
@@ -33,4 +29,4 @@ def read_all(readout: Readout, steps: list[Outputs]) -> Tensor:
 
 def trace(adapter: Adapter, readout: Readout, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1) -> Tensor:
     """Decision logits ``[T, N, C]`` after every timestep of every row."""
-    return read_all(readout, outputs_per_timestep(adapter, inputs, sequence, timesteps, chunk))
+    return read_all(readout, advance_to(adapter, adapter.begin(inputs, sequence), timesteps, chunk))

@@ -58,7 +58,7 @@ class PatiencePolicy(Policy):
             raise PolicyError(f"patience must be an integer of at least 1, not {self.patience!r}.")
 
     def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        answer = logits.argmax(1)
+        answer = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)  # -1: no answer, which breaks a run
         run = torch.ones_like(answer)
         if memory is not None:
             last_answer, last_run = memory
