@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 import torch
@@ -159,27 +159,24 @@ class Adapter(ABC):
 AdapterChoice = str | Adapter | Callable[[nn.Module], Adapter]
 
 
-def installed_adapters() -> dict[str, type[Adapter]]:
-    """All adapters that are installed and can be imported, by name, in a fixed order. A broken one warns."""
+def installed_adapters() -> tuple[dict[str, type[Adapter]], dict[str, Exception]]:
+    """All installed adapters by name, in a fixed order, and the errors of those that are broken, which warn."""
     found: dict[str, type[Adapter]] = {}
+    broken: dict[str, Exception] = {}
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: (point.name, point.value)):
-        adapter = _load(point)
-        if adapter is not None:
+        try:
+            adapter = point.load()
+            if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+                raise TypeError(f"{point.value} is not a subclass of seenn_plugin.adapter.Adapter")
             found.setdefault(point.name, adapter)
-    return found
-
-
-def _load(point: EntryPoint) -> type[Adapter] | None:
-    try:
-        adapter = point.load()
-        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
-            raise TypeError(f"{point.value} is not a subclass of seenn_plugin.adapter.Adapter")
-    except Exception as error:  # a third party's broken adapter must not take the others down
-        warnings.warn(
-            f"adapter {point.name!r} ({point.value}) is broken and was skipped: {error!r}", RuntimeWarning, stacklevel=4
-        )
-        return None
-    return adapter
+        except Exception as error:  # a third party's broken adapter must not take the others down
+            broken[point.name] = error
+            warnings.warn(
+                f"adapter {point.name!r} ({point.value}) is broken and was skipped: {error!r}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return found, broken
 
 
 def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
@@ -201,7 +198,7 @@ def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
                 f"adapter must be a name, or an Adapter, its class or a function that makes it, not {choice!r}."
             )
         return made
-    installed = installed_adapters()
+    installed, broken = installed_adapters()
     if choice != "auto":
         if choice not in installed:
             raise AdapterError(unknown_name("adapter", choice, {*installed, "auto"}))
@@ -221,6 +218,7 @@ def find_adapter(model: nn.Module, choice: AdapterChoice = "auto") -> Adapter:
     raise AdapterError(
         f"no adapter claims {kind}: it holds no neuron of a framework known here "
         f"(installed adapters: {', '.join(installed) or 'none'}). "
+        + (f"Broken: {', '.join(f'{name} ({error!r})' for name, error in broken.items())}. " if broken else "")
         + (f"Not installed: {'; '.join(missing)}. " if missing else "")
         + "Name one with adapter=..., or write one (docs/architecture.md, seenn_plugin.adapter.Adapter)."
     )

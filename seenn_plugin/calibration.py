@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from .wrapper import EarlyExitWrapper
 
 MAX_SETTINGS = 512
-"""Thresholds tried at most; where there are more distinct scores, their quantiles are tried."""
+"""Thresholds tried at most; where there are more gaps between scores, some of them evenly are tried."""
+MIN_GAP = 1e-5
+"""Thresholds are put between scores that are at least this far apart, so that rounding does not decide."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,17 @@ def record(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = False)
     if len(lengths) > 1:
         raise CalibrationError(f"the batches have sequences of different lengths ({sorted(lengths)}); pad them to one.")
     trace, labels = torch.cat(traces, 1), torch.cat(all_labels)
-    if int(labels.min()) < 0 or int(labels.max()) >= trace.shape[2]:
-        raise CalibrationError(
-            f"labels range from {int(labels.min())} to {int(labels.max())}, but the model has {trace.shape[2]} classes "
-            f"(0 to {trace.shape[2] - 1})."
-        )
+    check_labels(labels, trace.shape[2])
     return trace, labels
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise a CalibrationError if labels are no indices of ``classes`` classes."""
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise CalibrationError(
+            f"labels range from {int(labels.min())} to {int(labels.max())}, but the model has {classes} classes "
+            f"(0 to {classes - 1})."
+        )
 
 
 def calibrate(
@@ -117,9 +125,10 @@ def calibrate(
     full = accuracy_per_timestep(trace, labels)[-1]
     if max_accuracy_drop is not None:
         target = f"at most {max_accuracy_drop:g} below the accuracy at full T ({full:.4f})"
-        fitting = [point for point in points if point.accuracy >= full - max_accuracy_drop - 1e-9]
+        # From full T downwards, up to the first setting that misses the target: a lucky one below it is luck.
+        fitting = list(takewhile(lambda point: point.accuracy >= full - max_accuracy_drop - 1e-9, reversed(points)))
         best = max(points, key=lambda point: point.accuracy)
-        chosen = min(fitting, key=lambda point: (point.mean_timesteps, -point.accuracy), default=None)
+        chosen = fitting[-1] if fitting else None
         reached = f"the best is an accuracy of {best.accuracy:.4f} at {best.mean_timesteps:.3f} mean timesteps"
     else:
         assert average_timesteps is not None
@@ -160,22 +169,21 @@ def curve(policy: Policy, trace: Tensor, labels: Tensor) -> list[OperatingPoint]
 def _threshold_exits(policy: ThresholdPolicy, trace: Tensor) -> tuple[list[ThresholdPolicy], Tensor]:
     """Thresholds worth trying, and the exits ``[K, N]`` that each gives.
 
-    Thresholds lie half-way between neighbouring scores, where rounding cannot move a row across them.
+    They lie half-way between neighbouring scores, below all and above all.
     """
-    timesteps = trace.shape[0]
-    score = policy.scaled_score(trace).double()
+    score = policy.scaled_score(trace)
     score[~trace.isfinite().all(-1)] = float("-inf")
     early = score[:-1]
     values = early[early.isfinite()].unique()
-    if values.numel() > MAX_SETTINGS:
-        values = values[torch.linspace(0, values.numel() - 1, MAX_SETTINGS).long()]
     if not values.numel():
         values = score.new_tensor([policy.threshold])
-    below_all = values[:1] - values[:1].abs().clamp(min=1e-3)
-    thresholds = torch.cat([below_all, (values[1:] + values[:-1]) / 2, values[-1:]])
+    gaps = (values.diff() >= MIN_GAP).nonzero().squeeze(1)
+    if gaps.numel() > MAX_SETTINGS:
+        gaps = gaps[torch.linspace(0, gaps.numel() - 1, MAX_SETTINGS).long()]
+    ends = values[:1] - values[:1].abs().clamp(min=1e-3), values[-1:] + values[-1:].abs().clamp(min=1) * MIN_GAP
+    thresholds = torch.cat([ends[0], (values[gaps] + values[gaps + 1]) / 2, ends[1]])
     highest_so_far = early.cummax(0).values  # a row has stopped by t if any score up to t was above the threshold
     exits = torch.stack([1 + (highest_so_far <= threshold).sum(0) for threshold in thresholds])
-    assert int(exits.max()) <= timesteps
     return [replace(policy, threshold=float(threshold)) for threshold in thresholds], exits
 
 

@@ -118,11 +118,14 @@ def _observe(
                     cell, number = poison
                     cell.write(poisoned(cell.read(), number))
                 before = _read(adapter)
-                copied = _copy(before)
+                copied, versions = _copy(before), _versions(before)
                 outputs, arguments = adapter.run(_frame(rows, sequence, first + step), arguments)
                 after = _read(adapter)
                 seen.written |= _written(before, copied, after)
-                seen.changed_in_place |= {cell for cell in before if not same(before[cell], copied[cell])}
+                in_place = {cell for cell, version in _versions(before).items() if version != versions[cell]}
+                in_place |= {cell for cell in before if not same(before[cell], copied[cell])}
+                seen.written |= in_place
+                seen.changed_in_place |= in_place
                 seen.after.append(_copy(after))
                 seen.arguments.append(map_tensors(Tensor.clone, arguments))
                 seen.outputs.append(outputs)
@@ -145,6 +148,11 @@ def _read(adapter: ModuleAdapter) -> dict[Cell, Any]:
 
 def _copy(values: dict[Cell, Any]) -> dict[Cell, Any]:
     return {cell: map_tensors(Tensor.clone, value) for cell, value in values.items()}
+
+
+def _versions(values: dict[Cell, Any]) -> dict[Cell, list[int]]:
+    """How often each tensor was written in place; a silent network may add nothing but zeros."""
+    return {cell: [t._version for t in tensors(value)] for cell, value in values.items()}
 
 
 def _written(before: dict[Cell, Any], copied: dict[Cell, Any], after: dict[Cell, Any]) -> set[Cell]:
@@ -302,12 +310,17 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
         carried=tuple(carried),
         written=tuple((cell.store, cell.key) for cell in written),
         unread=tuple(((cell.store, cell.key), poison) for cell, poison in unread.items()),
-        watched=tuple(store for module in {cell.module: None for cell in written} for store in stores(module)),
+        watched=tuple(store for module in adapter.model.modules() if _may_write(module) for store in stores(module)),
         spots=tuple(spots),
         changed_in_place=tuple(cell in small.changed_in_place for cell in carried),
         monitors=tuple(cell.label for cell in unread),
         not_refillable=_why_not_refillable(adapter, spots, list(carried), small, rows, sequence),
     )
+
+
+def _may_write(module: nn.Module) -> bool:
+    """Whether a module may write attributes at a timestep; torch's own layers do not, in evaluation mode."""
+    return not type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _argument_spots(adapter: ModuleAdapter, small: _Observation, large: _Observation) -> list[Spot]:

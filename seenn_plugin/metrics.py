@@ -93,7 +93,8 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         loader: yields ``(x, labels)`` with labels long ``[N]``.
 
     Raises:
-        CalibrationError: no sample, labels that are no class indices, or batches of different length in time.
+        CalibrationError: no sample, labels that are no indices of the model's classes, or batches of different
+            length in time.
     """
     right, exits, agreed, traces_right = [], [], [], []
     row_steps, seconds = 0, 0.0
@@ -101,6 +102,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         if not labels.numel():
             continue
         trace = snn.trace(x)  # first, so that the look at a new kind of input is not timed
+        calibration.check_labels(labels, trace.shape[2])
         _synchronise(x)
         start = perf_counter()
         result = snn.infer(x)

@@ -150,17 +150,19 @@ class ModuleAdapter(Adapter):
 
     def inspect(self, rows: Rows) -> list[Tensor]:
         memory: _Memory = rows.memory
-        return [
-            t for spot, value in zip(memory.state_map.spots, memory.values, strict=True) for t in spot.rows_first(value)
-        ]
+        return self._seen(memory.state_map, memory.values, len(rows))
 
     def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        state_map = self.state_map(inputs, sequence)
+        state_map, rows = self.state_map(inputs, sequence), Rows.fresh(inputs, sequence)
         with isolated(self.model):
             self.reset()
-            outputs, arguments = self.run_own(Rows.fresh(inputs, sequence).frames(timesteps), self.fresh_arguments())
+            outputs, arguments = self.run_own(rows.frames(timesteps), self.fresh_arguments())
             values = [*(cell.read() for cell in state_map.carried), *arguments]
-            return outputs, [t for spot, v in zip(state_map.spots, values, strict=True) for t in spot.rows_first(v)]
+            return outputs, self._seen(state_map, values, len(rows))
+
+    @staticmethod
+    def _seen(state_map: StateMap, values: list[Any], n: int) -> list[Tensor]:
+        return [t for spot, v in zip(state_map.spots, values, strict=True) for t in spot.seen_by_rows(v, n)]
 
     def explain(self) -> dict[str, str]:
         if not self._maps:

@@ -125,6 +125,17 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
+def row_misfit(memory: Any, n: int) -> str | None:
+    """What in ``memory`` is no tensor with ``n`` rows on dimension 0, in words; ``None`` if all is."""
+    for leaf in leaves(memory):
+        if isinstance(leaf, Tensor):
+            if leaf.ndim == 0 or leaf.shape[0] != n:
+                return f"shape {tuple(leaf.shape)}"
+        elif leaf is not None:
+            return f"type {type(leaf).__name__}"
+    return None
+
+
 def map_tensors(function: Any, value: Any) -> Any:
     """``value`` with ``function`` applied to its tensors; its containers are new objects."""
     if isinstance(value, Tensor):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import ReadoutError
+from .module_state import row_misfit
 from .naming import unknown_name
 
 Outputs = tuple[Tensor, ...]
@@ -202,7 +203,7 @@ def read(readout: Readout, outputs: Outputs, timestep: Tensor, memory: Any) -> t
     """One step of a readout, held to its contract: logits ``[n, C]``.
 
     Raises:
-        ReadoutError: the logits have another shape.
+        ReadoutError: the logits have another shape, or the memory has other rows.
     """
     logits, memory = readout.step(outputs, timestep, memory)
     n = outputs[0].shape[0]
@@ -212,5 +213,10 @@ def read(readout: Readout, outputs: Outputs, timestep: Tensor, memory: Any) -> t
             f"readout {readout.name!r} made logits of shape {seen} from outputs {tuple(outputs[0].shape)}; they "
             "must be "
             f"[{n}, C]. Pass readout=function, [t, n, ...] -> [n, C]."
+        )
+    misfit = row_misfit(memory, n)
+    if misfit:
+        raise ReadoutError(
+            f"readout {readout.name!r} keeps memory of {misfit}; it must be tensors with {n} rows on dim 0."
         )
     return logits, memory

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .module_state import Cell, leaves, map_tensors
@@ -49,13 +50,16 @@ class Spot:
             return []
         return [t for t in leaves(value) if isinstance(t, Tensor) and t.ndim in self.ndims and t.numel()]
 
-    def rows_first(self, value: Any) -> list[Tensor]:
-        """:meth:`row_tensors` with rows on dimension 0."""
-        return [] if self.row_dim is None else [t.movedim(self.row_dim, 0) for t in self.row_tensors(value)]
+    def seen_by_rows(self, value: Any, n: int) -> list[Tensor]:
+        """What each of ``n`` rows sees of ``value``, in tensors with rows on dimension 0."""
+        if self.row_dim is not None:
+            return [t.movedim(self.row_dim, 0) for t in self.row_tensors(value)]
+        shared = [] if self.counts_rows else [v for v in leaves(value) if isinstance(v, Tensor | int | float)]
+        return [torch.as_tensor(v).flatten().expand(n, -1) for v in shared]
 
     def row_counts(self, value: Any) -> list[int]:
         """The number of rows of each of :meth:`row_tensors`."""
-        return [t.shape[0] for t in self.rows_first(value)]
+        return [] if self.row_dim is None else [t.shape[self.row_dim] for t in self.row_tensors(value)]
 
     def keep(self, value: Any, index: Tensor) -> Any:
         """``value`` for the rows at ``index``."""

@@ -158,8 +158,8 @@ class EarlyExitWrapper(nn.Module):
 
         Args:
             loader: yields ``(x, labels)`` with labels long ``[N]``. Not the test set, not the training set.
-            max_accuracy_drop: the fewest mean timesteps at which accuracy is at most this far (a fraction, 0.005 for
-                half a point) below the accuracy at full T.
+            max_accuracy_drop: the fewest mean timesteps down to which accuracy stays at most this far (a fraction,
+                0.005 for half a point) below the accuracy at full T.
             average_timesteps: the highest accuracy at no more mean timesteps than this.
             progress: show a progress bar.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PolicyError
-from ..module_state import leaves
+from ..module_state import row_misfit
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,9 @@ def consult(policy: Policy, logits: Tensor, timestep: Tensor, memory: Any) -> De
         if not fits or value.shape != (n,):
             seen = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise PolicyError(f"{name}.decide gave {label} as {seen}; it must be a {dtypes} tensor of shape ({n},).")
-    for leaf in leaves(decision.memory):
-        if leaf is not None and (not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != n):
-            seen = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"type {type(leaf).__name__}"
-            raise PolicyError(f"{name}.decide keeps memory of {seen}; it must be tensors with {n} rows on dim 0.")
+    misfit = row_misfit(decision.memory, n)
+    if misfit:
+        raise PolicyError(f"{name}.decide keeps memory of {misfit}; it must be tensors with {n} rows on dim 0.")
     finite = logits.isfinite().all(1)
     return replace(decision, stop=decision.stop & finite)
 

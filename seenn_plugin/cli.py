@@ -1,0 +1,247 @@
+"""The ``seenn`` command: ``demo``, and ``evaluate``, ``calibrate`` and ``explain`` on a model of one's own.
+
+Exit codes: 0 done, 1 the library refuses (one line on stderr), 2 wrong usage or a missing extra.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import InputError, OptionalDependencyError, PolicyError, SeennError
+from .loading import UsageError, load_data, load_model
+from .metrics import evaluate
+from .naming import unknown_name
+from .policies import ALIASES, FixedPolicy, Policy, make_policy
+from .wrapper import EarlyExitWrapper
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+# Options that set a policy, and the policy's own name for each.
+_POLICY_OPTIONS = {
+    "threshold": "threshold",
+    "temperature": "temperature",
+    "patience": "patience",
+    "fixed_timesteps": "timesteps",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: as after ``seenn`` on the command line; by default those of this process.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+        command, chosen = options.subcommand, options[options.subcommand]
+        if command == "demo":
+            return _demo(chosen)
+        # What a model or a loader prints must not mix with the answer.
+        with redirect_stdout(sys.stderr), _importable_here():
+            code, page, facts = {"evaluate": _evaluate, "calibrate": _calibrate, "explain": _explain}[command](chosen)
+    except (UsageError, OptionalDependencyError) as error:
+        _complain(error)
+        return 2
+    except SeennError as error:
+        _complain(error)
+        return 1
+    _say(json.dumps(facts) if chosen.json else page)
+    return code
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"seenn: {' '.join(str(error).split())}\n")
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def _parser() -> ArgumentParser:
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise OptionalDependencyError("jsonargparse", "cli", "the seenn command") from error
+
+    parser = ArgumentParser(prog="seenn", description="Early exit for spiking neural networks.")
+    commands = parser.add_subcommands(required=True)
+
+    demo = ArgumentParser(description="Two small networks on handwritten digits, with and without early exit.")
+    demo.add_argument("--seed", type=int, default=0, help="draws the splits, the first weights, the order of training")
+    demo.add_argument("--out", default="seenn-demo", help="folder for report.json and figure.png")
+    demo.add_argument("--quick", action="store_true", help="train for a few epochs only, to see that all works")
+    commands.add_subcommand("demo", demo, help="train, calibrate and measure two small networks")
+
+    for name, help_text in (
+        ("evaluate", "accuracy, timesteps and throughput of your model with early exit"),
+        ("calibrate", "choose the policy's threshold and temperature on held-out data"),
+        ("explain", "how your model is stepped, or why it is refused"),
+    ):
+        command = ArgumentParser(description=help_text)
+        _add_model_options(command)
+        if name == "calibrate":
+            command.add_argument("--max_accuracy_drop", type=float, help="0.005 allows half a point below full T")
+            command.add_argument("--average_timesteps", type=float, help="the most mean timesteps allowed")
+        commands.add_subcommand(name, command, help=help_text)
+    return parser
+
+
+def _add_model_options(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("--config", action="config", help="file with any of these options, as calibrate --json gives in 'settings'")
+    add("--model", required=True, help="package.module:factory; called without arguments, returns an nn.Module")
+    add("--weights", help="a state_dict: .safetensors, or saved by torch.save")
+    add("--data", required=True, help="package.module:factory of a loader of (x, labels), or .npz with x and y")
+    add("--batch_size", type=int, default=64, help="for .npz data")
+    add("--timesteps", type=int, help="T, the most timesteps that a sample may take")
+    add("--policy", default="confidence", help=", ".join(sorted(ALIASES)))
+    add("--threshold", type=float, help="a sample stops above this score")
+    add("--temperature", type=float, help="the logits are divided by it before they are scored")
+    add("--patience", type=int, help="for --policy patience: timesteps with the same answer")
+    add("--fixed_timesteps", type=int, help="for --policy fixed: timesteps of every sample")
+    add("--input", default="static", help="static: [N, ...] at every timestep; sequence: one frame per timestep")
+    add("--time_dim", type=int, default=0, help="time axis of a sequence: 0 for [T, N, ...], 1 for [N, T, ...]")
+    add("--readout", default="auto", help="auto, sum, mean, last, membrane, max or first_spike")
+    add("--adapter", default="auto", help="auto, or the name of an installed adapter")
+    add("--chunk", type=int, default=1, help="timesteps computed at a time")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    add("--json", action="store_true", help="one JSON object on stdout")
+
+
+# -- the commands: each returns the exit code, a page for people and facts for machines --------------------------------
+
+Answer = tuple[int, str, dict[str, Any]]
+
+
+def _demo(options: Any) -> int:
+    from .demo import run
+
+    run(options.out, options.seed, options.quick, say=_say)
+    return 0
+
+
+def _evaluate(options: Any) -> Answer:
+    snn = _wrapped(options)
+    result = evaluate(snn, _data(options), progress=True)
+    page = [
+        f"policy          {snn.policy}",
+        f"samples         {result.samples}",
+        f"accuracy        {100 * result.accuracy:.2f} %  (full T: {100 * result.full_accuracy:.2f} %)",
+        f"mean timesteps  {result.mean_timesteps:.3f} of {len(result.histogram)}",
+        f"exits at t      {'  '.join(f'{t}: {count}' for t, count in enumerate(result.histogram, start=1))}",
+        f"oracle          AET {result.average_exit_time:.3f}, empirical {result.empirical_average_exit_time:.3f}",
+        f"row-steps       {result.row_steps}",
+        f"throughput      {result.throughput:.1f} samples per second",
+    ]
+    return 0, "\n".join(page), {**result.to_dict(), "settings": settings(snn.policy)}
+
+
+def _calibrate(options: Any) -> Answer:
+    snn = _wrapped(options)
+    snn.calibrate(
+        _data(options),
+        max_accuracy_drop=options.max_accuracy_drop,
+        average_timesteps=options.average_timesteps,
+        progress=True,
+    )
+    assert snn.calibration is not None
+    found = snn.calibration
+    chosen, use = found.chosen, settings(found.policy)
+    page = [
+        f"target          {found.target}",
+        f"samples         {found.samples}",
+        f"accuracy        {100 * chosen.accuracy:.2f} %  (full T: {100 * found.full_accuracy:.2f} %)",
+        f"mean timesteps  {chosen.mean_timesteps:.3f}",
+        f"use             {' '.join(f'--{name} {value}' for name, value in use.items())}",
+    ]
+    facts = {
+        "settings": use,
+        "target": found.target,
+        "samples": found.samples,
+        "accuracy": chosen.accuracy,
+        "mean_timesteps": chosen.mean_timesteps,
+        "full_accuracy": found.full_accuracy,
+        "curve": [
+            {**settings(point.policy), "accuracy": point.accuracy, "mean_timesteps": point.mean_timesteps}
+            for point in found.curve
+        ],
+    }
+    return 0, "\n".join(page), facts
+
+
+def _explain(options: Any) -> Answer:
+    snn = _wrapped(options)
+    first = next(iter(_data(options)), None)
+    if first is None:
+        raise InputError("the loader yielded no sample.")
+    x = first[0] if isinstance(first, tuple | list) else first
+    page = snn.explain(x.to(options.device) if isinstance(x, Tensor) else x)
+    return int(page.refused is not None), str(page), asdict(page)
+
+
+# -- from the command line to objects ----------------------------------------------------------------------------------
+
+
+def settings(policy: Policy) -> dict[str, Any]:
+    """A built-in policy as command-line options, without those left open."""
+    name = next(alias for alias, kind in ALIASES.items() if kind is type(policy))
+    values = asdict(policy) if is_dataclass(policy) else {}
+    options = {own: option for option, own in _POLICY_OPTIONS.items()}
+    return {"policy": name} | {options[own]: value for own, value in values.items() if value is not None}
+
+
+def _policy(options: Any) -> Policy:
+    kind = type(make_policy(options.policy))
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    given = {option: options[option] for option in _POLICY_OPTIONS if options[option] is not None}
+    for option in given:
+        if _POLICY_OPTIONS[option] not in known:
+            valid = [f"--{name}" for name, own in _POLICY_OPTIONS.items() if own in known]
+            raise PolicyError(f"policy {options.policy!r}: {unknown_name('option', f'--{option}', valid)}")
+    if kind is FixedPolicy and not given:
+        raise PolicyError("policy 'fixed' needs --fixed_timesteps.")
+    return kind(**{_POLICY_OPTIONS[option]: value for option, value in given.items()})
+
+
+def _wrapped(options: Any) -> EarlyExitWrapper:
+    policy = _policy(options)  # first: it is the cheapest to get wrong
+    model = load_model(options.model, options.weights, options.device)
+    return EarlyExitWrapper(
+        model,
+        policy,
+        timesteps=options.timesteps,
+        input=options.input,
+        time_dim=options.time_dim,
+        adapter=options.adapter,
+        readout=options.readout,
+        chunk=options.chunk,
+    )
+
+
+def _data(options: Any) -> Iterable[Any]:
+    rows_dim = options.time_dim ^ 1 if options.input == "sequence" else 0
+    return load_data(options.data, options.batch_size, rows_dim)
+
+
+@contextmanager
+def _importable_here() -> Iterator[None]:
+    """Make the modules of the current directory importable, as ``python -m`` does."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)

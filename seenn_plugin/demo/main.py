@@ -1,0 +1,83 @@
+"""The demo from beginning to end."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import InputError, OptionalDependencyError
+from .data import load
+from .experiment import QUICK, Effort, conduct
+from .networks import conv_net, sew_resnet
+from .report import save_figure, save_report, table
+
+_NEEDS = (
+    ("sklearn", "scikit-learn", "cli"),
+    ("matplotlib", "matplotlib", "plot"),
+    ("spikingjelly.activation_based", "spikingjelly", "spikingjelly"),
+    ("snntorch", "snntorch", "snntorch"),
+)
+_THREADS = 1
+"""One thread: the same numbers on any number of cores, and times that a busy second core does not spoil."""
+
+
+def run(
+    out: str | Path = "seenn-demo", seed: int = 0, quick: bool = False, say: Callable[[str], object] = tqdm.write
+) -> dict[str, Any]:
+    """Train, calibrate and measure both networks; write ``report.json`` and ``figure.png``.
+
+    Args:
+        out: folder to write to; it is made if it is missing.
+        seed: draws the splits, the first weights and the order of training. The accuracies depend on nothing else.
+        quick: train for a few epochs and time a few samples, to see that all works.
+        say: called with the table and the closing line.
+
+    Returns:
+        The content of ``report.json``.
+
+    Raises:
+        OptionalDependencyError: a package that the demo needs is not installed.
+        InputError: ``out`` cannot be made.
+    """
+    _require_packages()
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, so that nothing is lost
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}.") from error
+    effort = QUICK if quick else Effort()
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        digits = load(seed)
+        outcomes = []
+        for make in (sew_resnet, conv_net):
+            torch.manual_seed(seed)  # for each, so that no network depends on the one before it
+            outcomes.append(conduct(make(), digits, seed, effort))
+        report = save_report(outcomes, digits, seed, quick, folder / "report.json")
+        save_figure(outcomes, folder / "figure.png")
+        say(table(outcomes, digits))
+    say(f"\nreport.json and figure.png are in {folder.resolve()}")
+    return report
+
+
+def _require_packages() -> None:
+    for module, package, extra in _NEEDS:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise OptionalDependencyError(package, extra, "the demo") from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,127 @@
+"""What the demo leaves behind: a table, a figure, and a report for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..plot import accuracy_curve, exit_histogram, operating_points
+from .data import Digits
+from .experiment import BATCH_SIZES, MAX_ACCURACY_DROP, Outcome
+
+_PACKAGES = ("torch", "spikingjelly", "snntorch", "scikit-learn", "numpy", "seenn-plugin")
+_DPI = 150
+
+
+def table(outcomes: list[Outcome], digits: Digits) -> str:
+    """The table that people read, at most 100 columns wide."""
+    groups = "".join(f" | {f'batch {size}':^25}" for size in BATCH_SIZES)
+    columns = "".join(f" | {'ms per sample':>16} {'speed-up':>8}" for _ in BATCH_SIZES)
+    lines = [f"{'':<31}{groups} | {'ideal':>8}", f"{'':<15}{'accuracy':>8}{'mean T':>8}{columns} | {'speed-up':>8}"]
+    rule = "-" * len(lines[1])
+    for outcome in outcomes:
+        lines += [rule, outcome.network]
+        for row in outcome.rows:
+            cells = "".join(
+                f" | {1e3 * timing.median:>7.3f} ± {1e3 * timing.spread:>6.3f} {timing.speedup:>7.2f}x"
+                for timing in row.timings.values()
+            )
+            facts = f"  {row.way:<13}{100 * row.accuracy:>6.2f} %{row.mean_timesteps:>8.2f}"
+            lines.append(f"{facts}{cells} | {row.ideal_speedup:>7.2f}x")
+    lines += [rule, *_notes(outcomes, digits)]
+    return "\n".join(lines)
+
+
+def _notes(outcomes: list[Outcome], digits: Digits) -> list[str]:
+    sizes = digits.sizes
+    threads = torch.get_num_threads()
+    full = outcomes[0].rows[0].way
+    allowed = MAX_ACCURACY_DROP * sizes["validation"]
+    return [
+        f"Accuracy on {sizes['test']} test images that nothing was chosen on: one is {100 / sizes['test']:.2f} points.",
+        f"Thresholds calibrated on {sizes['validation']} other images to lose at most "
+        f"{100 * MAX_ACCURACY_DROP:.2f} points there,",
+        f"which is {allowed:.1f} images, so that by chance the test images can lose more. Lost on validation:",
+        *(f"  {_loss_on_validation(outcome):.2f} points, {outcome.network}" for outcome in outcomes),
+        f"ms: median of the rounds ± half the interquartile range, interleaved, {threads} thread(s).",
+        f"speed-up: over {full}, the framework's own run; median of the rounds' ratios. ideal: T / mean T.",
+        "What is missing to the ideal is overhead per timestep: it does not shrink as rows leave the batch,",
+        "and weighs most in networks this small.",
+    ]
+
+
+def _loss_on_validation(outcome: Outcome) -> float:
+    return 100 * (outcome.calibration.full_accuracy - outcome.calibration.chosen.accuracy)
+
+
+def save_figure(outcomes: list[Outcome], path: Path) -> None:
+    """Left: accuracy against mean timesteps on the test split. Right: when the samples exit."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors = [f"C{i}" for i in range(len(outcomes))]
+    for outcome, color in zip(outcomes, colors, strict=True):
+        accuracy_curve(outcome.curve, left, label=outcome.network, color=color)
+        operating_points([outcome.evaluation], left, label=f"{outcome.network}: calibrated", color=color)
+    left.set_title("Accuracy against mean timesteps (test split)")
+    left.grid(alpha=0.3)
+    left.legend(loc="lower right")
+    exit_histogram({outcome.network: outcome.evaluation.histogram for outcome in outcomes}, right, colors)
+    right.set_title("When the samples exit (number of samples on the bars)")
+    right.grid(alpha=0.3, axis="y")
+    right.set_axisbelow(True)
+    right.legend()
+    figure.savefig(path, dpi=_DPI)
+
+
+def save_report(outcomes: list[Outcome], digits: Digits, seed: int, quick: bool, path: Path) -> dict[str, Any]:
+    """Write, and return, everything that was measured."""
+    report = {
+        "seed": seed,
+        "quick": quick,
+        "machine": machine(),
+        "versions": versions(),
+        "split": digits.sizes,
+        "networks": [outcome.to_dict() for outcome in outcomes],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def machine() -> dict[str, Any]:
+    """Where the times were measured."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, as far as they are installed as distributions."""
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -1,0 +1,117 @@
+"""From names on a command line to a model, its weights and its data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, OptionalDependencyError
+
+
+class UsageError(Exception):
+    """The command line names something that is not there."""
+
+
+def load_model(name: str, weights: str | None, device: str) -> nn.Module:
+    """The model that the factory ``package.module:factory`` returns, in evaluation mode, with weights from a file.
+
+    Raises:
+        UsageError: there is no such factory, file or device, or the factory returns no module.
+        InputError: the weights do not fit.
+    """
+    model = _call(name, "--model")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model {name} returned {type(model).__name__}, not a torch.nn.Module.")
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {error}") from error
+    return model.eval()
+
+
+def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
+    """What the factory ``package.module:factory`` returns, or the batches ``(x, labels)`` of an ``.npz`` file.
+
+    Args:
+        batch_size: for a file.
+        rows_dim: the dimension of the samples in the file's ``x``.
+
+    Raises:
+        UsageError: there is no such factory or file.
+        InputError: the file does not hold what it should.
+    """
+    if not name.endswith(".npz"):
+        return _call(name, "--data")
+    if batch_size < 1:
+        raise UsageError(f"--batch_size must be at least 1, not {batch_size}.")
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"--data: there is no file {path}.")
+    x, y = _read_arrays(path)
+    if x.ndim <= rows_dim or y.shape != (x.shape[rows_dim],):
+        raise InputError(f"{path.name}: y must hold one label per sample of x {tuple(x.shape)}, not {tuple(y.shape)}.")
+    return list(zip(x.float().split(batch_size, rows_dim), y.split(batch_size), strict=True))
+
+
+def _read_arrays(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not {"x", "y"} <= set(arrays):
+                raise InputError(f"{path.name} must hold the arrays x and y, not {', '.join(arrays) or 'none'}.")
+            return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    except (BadZipFile, ValueError, TypeError, AttributeError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} is no .npz file of numbers: {error}") from error
+
+
+def _call(name: str, option: str) -> Any:
+    """Call ``package.module:factory`` without arguments."""
+    module_name, _, factory_name = name.partition(":")
+    if not module_name or not factory_name:
+        raise UsageError(f"{option} must be package.module:factory, not {name!r}.")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists, and imports one that does not: the traceback says where
+        raise UsageError(f"{option}: there is no module {module_name!r}, here or installed.") from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise UsageError(f"{option}: {module_name!r} has no function {factory_name!r}.")
+    return factory()
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"--weights: there is no file {path}.")
+    if path.suffix == ".safetensors":
+        _require_safetensors()
+    try:
+        model.load_state_dict(_read_weights(path))
+    except Exception as error:  # what the readers raise depends on what the file holds instead of a state_dict
+        raise InputError(f"the weights in {path.name} do not fit {type(model).__name__}: {error!r}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _require_safetensors() -> None:
+    try:
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        raise OptionalDependencyError("safetensors", "cli", "reading .safetensors") from error

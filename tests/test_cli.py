@@ -1,0 +1,311 @@
+"""``seenn evaluate``, ``calibrate`` and ``explain`` on models of one's own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from seenn_plugin import cli
+
+pytest.importorskip("spikingjelly")
+pytest.importorskip("snntorch")
+
+MODULE = """
+import snntorch
+import torch
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+
+def spikingjelly_net():
+    torch.manual_seed(0)
+    print("a factory that prints")
+    net = nn.Sequential(layer.Linear(6, 12), neuron.LIFNode(), layer.Linear(12, 3))
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def snntorch_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), snntorch.Leaky(beta=0.9, init_hidden=True), nn.Linear(12, 3))
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = snntorch_net()
+
+    def forward(self, x):
+        return self.net(x - x.mean(0))
+
+
+def plain_net():
+    return nn.Linear(6, 3)
+
+
+def not_a_net():
+    return 3
+
+
+def loader():
+    torch.manual_seed(1)
+    return [(3 * torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(3)]
+
+
+def no_samples():
+    return []
+"""
+NETS = ("spikingjelly_net", "snntorch_net")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)  # the command itself makes the modules here importable
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+    yield tmp_path
+    sys.modules.pop("my_nets", None)
+
+
+@pytest.fixture
+def seenn(capfd):
+    """Run a command: exit code, stdout, stderr."""
+
+    def run(*arguments, net="snntorch_net", data="my_nets:loader", timesteps="5"):
+        command, *options = arguments
+        try:
+            code = cli.main(
+                [command, "--model", f"my_nets:{net}", "--data", data, "--timesteps", timesteps, *map(str, options)]
+            )
+        except SystemExit as exit_:  # how argparse ends
+            code = exit_.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+# -- what works -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_evaluate(seenn, net):
+    code, out, _ = seenn("evaluate", "--json", "--threshold", "0.5", net=net)
+    assert code == 0
+    found = json.loads(out)
+    assert (found["samples"], sum(found["histogram"]), len(found["histogram"])) == (24, 24, 5)
+    assert found["agreement"] == 1
+    assert found["settings"].items() >= {"policy": "confidence", "threshold": 0.5}.items()
+    code, out, _ = seenn("evaluate", "--threshold", "0.5", net=net)
+    assert code == 0
+    assert f"{100 * found['accuracy']:.2f} %" in out
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("target", [("--max_accuracy_drop", 0.1), ("--average_timesteps", 2.5)])
+def test_what_calibrate_chooses_evaluate_takes(seenn, here, net, target):
+    code, out, _ = seenn("calibrate", "--json", *target, net=net)
+    assert code == 0
+    found = json.loads(out)
+    assert len(found["curve"]) > 1
+    (here / "chosen.json").write_text(json.dumps(found["settings"]))
+    code, out, _ = seenn("evaluate", "--json", "--config", "chosen.json", net=net)
+    assert code == 0
+    result = json.loads(out)
+    assert result["settings"] == found["settings"]
+    assert result["accuracy"] == pytest.approx(found["accuracy"])
+    assert result["mean_timesteps"] == pytest.approx(found["mean_timesteps"])
+
+    code, out, _ = seenn("calibrate", *target, net=net)
+    assert code == 0
+    use = next(line for line in out.splitlines() if line.startswith("use")).split()[1:]
+    code, out, _ = seenn("evaluate", "--json", *use, net=net)
+    assert json.loads(out)["settings"] == found["settings"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_explain(seenn, net):
+    code, out, _ = seenn("explain", net=net)
+    assert code == 0
+    assert "exits early, row by row" in out
+    code, out, _ = seenn("explain", "--json", net=net)
+    page = json.loads(out)
+    assert page["refused"] is None
+    assert page["adapter"] == net.removesuffix("_net")
+    assert page["checks"]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--policy", "entropy", "--temperature", 2], {"policy": "entropy", "threshold": 0.75, "temperature": 2.0}),
+        (["--policy", "margin"], {"policy": "margin", "threshold": 0.8}),
+        (["--policy", "patience", "--patience", 3], {"policy": "patience", "patience": 3}),
+        (["--policy", "fixed", "--fixed_timesteps", 2], {"policy": "fixed", "fixed_timesteps": 2}),
+    ],
+)
+def test_policies(seenn, options, settings):
+    code, out, _ = seenn("evaluate", "--json", *options)
+    assert code == 0
+    assert json.loads(out)["settings"].items() >= settings.items()
+
+
+@pytest.mark.parametrize("time_dim", [0, 1])
+def test_sequences_from_npz(seenn, here, time_dim):
+    x = np.random.default_rng(0).normal(size=(5, 7, 6)).astype(np.float32)
+    np.savez(here / "events.npz", x=x.swapaxes(0, time_dim), y=np.arange(7) % 3)
+    code, out, _ = seenn(
+        "evaluate", "--json", "--input", "sequence", "--time_dim", time_dim, "--batch_size", 3, data="events.npz"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert (found["samples"], len(found["histogram"])) == (7, 5)
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights(seenn, here, kind):
+    import snntorch
+
+    leaky = snntorch.Leaky(beta=0.9, init_hidden=True)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 12), leaky, torch.nn.Linear(12, 3))
+    with torch.no_grad():
+        net[2].weight.zero_()
+        net[2].bias.copy_(torch.tensor([0.0, 9.0, 0.0]))  # it now answers class 1, whatever it sees
+    if kind == "pt":
+        torch.save(net.state_dict(), here / "weights.pt")
+    else:
+        from safetensors.torch import save_file
+
+        save_file(net.state_dict(), here / "weights.safetensors")
+    np.savez(here / "ones.npz", x=np.ones((4, 6), np.float32), y=np.ones(4, np.int64))
+    code, out, _ = seenn("evaluate", "--json", "--weights", f"weights.{kind}", data="ones.npz")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == 1
+
+
+# -- what does not ----------------------------------------------------------------------------------------------------
+
+
+def test_a_refused_model_prints_the_page(seenn):
+    code, out, _ = seenn("explain", net="Mixing")
+    assert code == 1
+    assert "Mixing: REFUSED" in out
+    code, out, _ = seenn("explain", "--json", net="Mixing")
+    assert code == 1
+    assert "other rows share its batch" in json.loads(out)["refused"]
+
+
+@pytest.mark.parametrize(
+    ("options", "net", "data", "says"),
+    [
+        (["--policy", "confidense"], "snntorch_net", "my_nets:loader", "Did you mean 'confidence'?"),
+        (["--policy", "patience", "--threshold", 0.3], "snntorch_net", "my_nets:loader", "--patience"),
+        (["--policy", "fixed"], "snntorch_net", "my_nets:loader", "--fixed_timesteps"),
+        (["--temperature", 0], "snntorch_net", "my_nets:loader", "temperature must be a positive"),
+        (["--readout", "sun"], "snntorch_net", "my_nets:loader", "Did you mean 'sum'?"),
+        (["--adapter", "spikingjely"], "snntorch_net", "my_nets:loader", "Did you mean 'spikingjelly'?"),
+        (["--input", "movie"], "snntorch_net", "my_nets:loader", "'static' or 'sequence'"),
+        (["--chunk", 0], "snntorch_net", "my_nets:loader", "chunk must be"),
+        ([], "plain_net", "my_nets:loader", "no adapter claims Linear"),
+        ([], "Mixing", "my_nets:loader", "other rows share its batch"),
+        ([], "snntorch_net", "my_nets:no_samples", "no sample"),
+    ],
+)
+def test_the_library_refuses_in_one_line(seenn, options, net, data, says):
+    code, out, err = seenn("evaluate", *options, net=net, data=data)
+    assert (code, out) == (1, "")
+    assert says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("seenn: ")
+
+
+@pytest.mark.parametrize("target", [[], ["--max_accuracy_drop", 0.1, "--average_timesteps", 2]])
+def test_calibrate_wants_one_target(seenn, target):
+    code, _, err = seenn("calibrate", *target)
+    assert code == 1
+    assert "one target" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "net", "data", "says"),
+    [
+        (["--batch_size", "many"], "snntorch_net", "my_nets:loader", "batch_size"),
+        (["--tresholt", 1], "snntorch_net", "my_nets:loader", "tresholt"),
+        ([], "no_such_net", "my_nets:loader", "no function 'no_such_net'"),
+        ([], "not_a_net", "my_nets:loader", "returned int"),
+        ([], "snntorch_net", "my_data:loader", "no module 'my_data'"),
+        ([], "snntorch_net", "my_nets", "package.module:factory"),
+        ([], "snntorch_net", "none.npz", "no file none.npz"),
+        (["--weights", "none.pt"], "snntorch_net", "my_nets:loader", "no file none.pt"),
+        (["--device", "abacus"], "snntorch_net", "my_nets:loader", "abacus"),
+    ],
+)
+def test_wrong_usage_exits_with_2(seenn, options, net, data, says):
+    code, out, err = seenn("evaluate", *options, net=net, data=data)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+@pytest.mark.parametrize("kind", ["other net", "no state_dict", "garbage.pt", "garbage.safetensors"])
+def test_bad_weights(seenn, here, kind):
+    path = here / (kind if kind.startswith("garbage") else "weights.pt")
+    if kind == "other net":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    elif kind == "no state_dict":
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(b"these are no weights")
+    code, out, err = seenn("evaluate", "--weights", path)
+    assert (code, out) == (1, "")
+    assert "do not fit Sequential" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": np.ones((4, 6), np.float32)}, "arrays x and y"),
+        ({"x": np.ones((4, 6), np.float32), "y": np.ones(5, np.int64)}, "one label per sample"),
+        ({"x": np.ones((4, 6), np.float32), "y": np.ones(4)}, "class indices"),
+        ({"x": np.array(["a"] * 4), "y": np.ones(4, np.int64)}, "no .npz file of numbers"),
+    ],
+)
+def test_bad_npz(seenn, here, arrays, says):
+    np.savez(here / "data.npz", **arrays)
+    code, _, err = seenn("evaluate", data="data.npz")
+    assert code == 1
+    assert says in err.splitlines()[-1]
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([])
+    assert exit_.value.code == 2
+    assert "evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "safetensors"])
+def test_a_missing_extra_is_named(seenn, here, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    (here / "weights.safetensors").touch()
+    code, _, err = seenn("evaluate", "--weights", "weights.safetensors")
+    assert code == 2
+    assert f'{module}: pip install "seenn-plugin[cli]"' in err
+
+
+def test_the_installed_command_runs():
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys; from seenn_plugin.cli import main; sys.exit(main())", "evaluate", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--max_accuracy_drop" not in found.stdout
+    assert "--threshold" in found.stdout
+
+
+def test_importing_the_cli_imports_no_framework():
+    code = "import sys, seenn_plugin.cli, seenn_plugin.demo; print([m for m in {!r} if m in sys.modules])"
+    names = ("spikingjelly", "snntorch", "matplotlib", "jsonargparse", "sklearn")
+    found = subprocess.run([sys.executable, "-c", code.format(names)], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
