@@ -26,33 +26,43 @@ class Rows:
     Attributes:
         inputs: ``[m, ...]`` for static input (shown at every timestep), ``[T, m, ...]`` for a sequence.
         sequence: whether ``inputs`` has a time axis.
-        clock: long ``[n]`` on the CPU: the timesteps that each row has made.
         memory: what the adapter carries for these rows (membrane potentials, recurrent spikes, ...).
+        now: the timesteps that have been made since the first rows began.
+        born: long ``[n]`` on the CPU: the value of ``now`` when each row began; ``None`` while all began at 0, so that
+            rows in lockstep cost no arithmetic.
         where: long ``[n]``: the place of each row in ``inputs``; ``None`` if row i is at place i. A sequence is not
             copied when rows leave: most of it lies in the past.
     """
 
     inputs: Tensor
     sequence: bool
-    clock: Tensor
     memory: Any = None
+    now: int = 0
+    born: Tensor | None = None
     where: Tensor | None = None
 
-    @classmethod
-    def fresh(cls, inputs: Tensor, sequence: bool, memory: Any = None) -> Rows:
-        """Rows before their first timestep."""
-        return cls(inputs, sequence, torch.zeros(inputs.shape[1 if sequence else 0], dtype=torch.long), memory)
-
     def __len__(self) -> int:
-        return self.clock.numel()
+        if self.where is not None:
+            return self.where.numel()
+        return self.inputs.shape[1 if self.sequence else 0]
+
+    @property
+    def clock(self) -> Tensor:
+        """Long ``[n]`` on the CPU: the timesteps that each row has made."""
+        return torch.full((len(self),), self.now) if self.born is None else self.now - self.born
+
+    @property
+    def youngest(self) -> int:
+        """The fewest timesteps that any row has made."""
+        return self.now if self.born is None else int(self.clock.min())
 
     def frames(self, steps: int) -> Tensor:
         """Input of the next ``steps`` timesteps of every row, ``[steps, n, ...]``."""
         if not self.sequence:
-            return self.inputs.unsqueeze(0).expand(steps, *self.inputs.shape)
-        first = int(self.clock[0])
-        if bool((self.clock == first).all()):
-            frames = self.inputs[first : first + steps]
+            frame = self.inputs.unsqueeze(0)
+            return frame if steps == 1 else frame.expand(steps, *self.inputs.shape)
+        if self.born is None:
+            frames = self.inputs[self.now : self.now + steps]
             return frames if self.where is None else frames.index_select(1, self.where)
         time = (self.clock + torch.arange(steps).unsqueeze(1)).to(self.inputs.device)
         where = torch.arange(len(self), device=self.inputs.device) if self.where is None else self.where
@@ -60,7 +70,8 @@ class Rows:
 
     def keep(self, index: Tensor) -> None:
         """Keep input and clock of the rows at ``index``; the memory is the adapter's to keep."""
-        self.clock = self.clock[index.cpu()]
+        if self.born is not None:
+            self.born = self.born[index.cpu()]
         if self.sequence:
             self.where = index if self.where is None else self.where[index]
         else:
@@ -81,10 +92,11 @@ class Rows:
             raise InputError(
                 f"cannot place {tuple(inputs.shape)} at {index.numel()} of the rows of {tuple(self.inputs.shape)}."
             )
+        born = torch.zeros(len(self), dtype=torch.long) if self.born is None else self.born
+        self.born = born.index_fill(0, index.cpu(), self.now)
         if self.where is not None:
             self.inputs, self.where = self.inputs.index_select(1, self.where), None
         self.inputs = self.inputs.index_copy(row_dim, index, inputs)
-        self.clock = self.clock.index_fill(0, index.cpu(), 0)
 
 
 class Adapter(ABC):
@@ -147,8 +159,11 @@ class Adapter(ABC):
         """The model's own run, as its users make it: outputs ``[T, n, ...]``, and :meth:`inspect` at its end."""
         return None
 
-    def fingerprint(self) -> Any:
-        """What, beside its modules, decides how the model runs: if it changes, the model is looked at again."""
+    def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
+        """What, beside ``modules`` (those of the model as it is now), decides how the model runs.
+
+        If modules or fingerprint change, the model is looked at again.
+        """
         return None
 
     def explain(self) -> dict[str, str]:

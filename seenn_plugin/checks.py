@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, Rows
 from .engine.trace import advance_to
 from .errors import ModelRefused
+from .module_state import map_tensors
 from .readout import Outputs
 from .tolerance import largest_difference, rows_agree
 
@@ -154,7 +155,7 @@ def _compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
 
 
 def _to_float64(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
 
 
 def _in_float64(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Literal
 
@@ -81,13 +82,13 @@ def _check_tensor(x: Tensor, model: nn.Module) -> None:
         raise InputError(f"the input is {x.dtype} and the model {weight.dtype}; convert it: x.to({weight.dtype}).")
 
 
-def refuse_training_mode(model: nn.Module) -> None:
+def refuse_training_mode(model: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Refuse a model whose dropout or batch normalisation is in training mode: its rows depend on each other.
 
     Raises:
         ModelRefused: naming the first such module.
     """
-    if not any(module.training for module in model.modules()):
+    if not any(module.training for module in modules):
         return
     for name, module in model.named_modules():
         if module.training and (

@@ -47,6 +47,7 @@ class ModuleAdapter(Adapter):
         self._fingerprint: Any = None
         self._maps: dict[Any, StateMap] = {}
         self._advancing = False
+        self.fingerprint(tuple(model.modules()))
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found belongs to the very modules it was found in: a copy looks again.
@@ -105,7 +106,7 @@ class ModuleAdapter(Adapter):
 
     def begin(self, inputs: Tensor, sequence: bool) -> Rows:
         state_map = self.state_map(inputs, sequence)
-        return Rows.fresh(inputs, sequence, _Memory(state_map, self._fresh(state_map)))
+        return Rows(inputs, sequence, _Memory(state_map, self._fresh(state_map)))
 
     def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
         memory: _Memory = rows.memory
@@ -116,7 +117,7 @@ class ModuleAdapter(Adapter):
             map_tensors(Tensor.clone, value) if changed else value
             for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
         ]
-        with self._lent(state_map, lent, started=bool((rows.clock > 0).all())):
+        with self._lent(state_map, lent, started=rows.youngest > 0):
             outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
             values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
         if any(output.shape[:2] != (steps, n) for output in outputs):
@@ -126,7 +127,7 @@ class ModuleAdapter(Adapter):
                 f"An output must be [{steps}, {n}, ...].",
             )
         memory.values = [*values, *arguments]
-        rows.clock = rows.clock + steps
+        rows.now += steps
         return outputs
 
     def keep(self, rows: Rows, index: Tensor) -> None:
@@ -153,7 +154,7 @@ class ModuleAdapter(Adapter):
         return self._seen(memory.state_map, memory.values, len(rows))
 
     def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        state_map, rows = self.state_map(inputs, sequence), Rows.fresh(inputs, sequence)
+        state_map, rows = self.state_map(inputs, sequence), Rows(inputs, sequence)
         with isolated(self.model):
             self.reset()
             outputs, arguments = self.run_own(rows.frames(timesteps), self.fresh_arguments())
@@ -175,7 +176,8 @@ class ModuleAdapter(Adapter):
     def state_map(self, inputs: Tensor, sequence: bool) -> StateMap:
         """What is state in this model for rows of this shape; looked for once, and again if the model changed."""
         row = inputs.shape[2:] if sequence else inputs.shape[1:]
-        fingerprint = self.fingerprint()
+        modules = tuple(self.model.modules())
+        fingerprint = (modules, self.fingerprint(modules))
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
             self._maps.clear()
@@ -185,16 +187,11 @@ class ModuleAdapter(Adapter):
             found = self._maps[key] = discover(self, inputs, sequence)
         return found
 
-    def fingerprint(self) -> Any:
-        return self.modules()
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        """All modules of the model as it is now."""
-        modules = tuple(self.model.modules())
+    def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
         if modules != self._modules:
             self._modules = modules
             self.meet(modules)
-        return modules
+        return None
 
     def split(self, result: Any, n: int) -> tuple[tuple[Tensor, ...], list[Any]]:
         """Tell the outputs of one step from the states that it hands back."""
@@ -283,7 +280,7 @@ class ModuleAdapter(Adapter):
     def _assert_rows(self, rows: Rows) -> None:
         # The frameworks silently re-initialise a state whose shape does not match: never let that happen.
         memory: _Memory = rows.memory
-        started = bool(rows.clock.any())
+        started = rows.now > 0
         for spot, value in zip(memory.state_map.spots, memory.values, strict=True):
             for size in spot.row_counts(value):
                 if size != len(rows) and (started or size != 1):

@@ -30,4 +30,4 @@ def rows_agree(left: Tensor, right: Tensor, row_dim: int = 0) -> Tensor:
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape; 0 for empty ones."""
-    return float((left - right).abs().max()) if left.numel() else 0.0
+    return float((left - right).detach().abs().max()) if left.numel() else 0.0

@@ -218,13 +218,14 @@ class EarlyExitWrapper(nn.Module):
         return self.input == "sequence"
 
     def _rows(self, x: Tensor) -> tuple[Tensor, int]:
-        refuse_training_mode(self.model)
         return as_rows(x, self.model, self.input, self.time_dim, self.timesteps)
 
     def _look(self, inputs: Tensor, timesteps: int) -> _Look:
         """Readout, classes and checks for this kind of input, from the first batch of the kind."""
         row = inputs.shape[2:] if self._is_sequence else inputs.shape[1:]
-        key = (row, inputs.dtype, inputs.device, self.chunk, self.readout, self.adapter.fingerprint())
+        modules = tuple(self.model.modules())
+        refuse_training_mode(self.model, modules)
+        key = (row, inputs.dtype, inputs.device, self.chunk, self.readout, modules, self.adapter.fingerprint(modules))
         look = self._looks.get(key)
         if look is None:
             look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
@@ -247,5 +248,6 @@ class EarlyExitWrapper(nn.Module):
 
     def _empty(self, inputs: Tensor, timesteps: int) -> ExitResult:
         """The result of no rows: the number of classes is found with made-up ones."""
+        refuse_training_mode(self.model, self.model.modules())
         logits = self._look_at(inputs, timesteps, check=False).no_logits
         return ExitResult(logits, torch.zeros(0, dtype=torch.long, device=logits.device), logits.new_zeros(0), 0)

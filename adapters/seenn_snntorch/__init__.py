@@ -34,10 +34,6 @@ class SnnTorchAdapter(ModuleAdapter):
     framework = "snntorch"
     extra = "snntorch"
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.modules()
-
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         neuron = _neuron_class()
         self._neurons = {module for module in modules if neuron is not None and isinstance(module, neuron)}
@@ -48,7 +44,7 @@ class SnnTorchAdapter(ModuleAdapter):
                     "snnTorch compares the state with the input's shape; its answers are reproduced as they are. "
                     "Use input_size == hidden_size.",
                     UserWarning,
-                    stacklevel=5,
+                    stacklevel=7,
                 )
 
     @classmethod

@@ -42,7 +42,6 @@ class SpikingJellyAdapter(ModuleAdapter):
     def __init__(self, model: nn.Module, step_mode: StepMode | None = None) -> None:
         super().__init__(model)
         self._given_mode: StepMode | None = step_mode
-        self.modules()
         # For each step mode that the network can run in: the attributes of the modules to set, and their value then.
         self._switches: dict[StepMode, list[tuple[dict[str, Any], StepMode]]] = {}
         self._own_mode: StepMode = "s"
@@ -89,8 +88,9 @@ class SpikingJellyAdapter(ModuleAdapter):
     def takes_time(self) -> bool:
         return self.step_mode == "m"
 
-    def fingerprint(self) -> Any:
-        return self.modules(), tuple(holder["_step_mode"] for holder in self._step_mode_holders)
+    def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
+        super().fingerprint(modules)
+        return tuple(holder["_step_mode"] for holder in self._step_mode_holders)
 
     def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
         """Find out whether the network answers the same in the step mode that the caller has not set.
@@ -100,9 +100,10 @@ class SpikingJellyAdapter(ModuleAdapter):
         """
         own: StepMode = self.step_mode
         other: StepMode = "s" if own == "m" else "m"
-        if self._chosen_for == self.fingerprint() and other not in self._switches:
+        chosen_for = (self._modules, self.fingerprint(self._modules))
+        if self._chosen_for == chosen_for and other not in self._switches:
             return
-        self._chosen_for, self._own_mode, self._switches = self.fingerprint(), own, {own: []}
+        self._chosen_for, self._own_mode, self._switches = chosen_for, own, {own: []}
         attributes = self._step_mode_holders
         before = [holder["_step_mode"] for holder in attributes]
         frames = torch.stack([inputs[0], inputs[-1]]) if sequence else torch.stack([inputs, inputs.flip(-1)])

@@ -84,6 +84,9 @@ def infer(
 
 def _in_order(exits: list[tuple[Tensor, Tensor, Tensor, int]], steps_executed: int) -> ExitResult:
     """Rows back in the order of the caller's batch."""
+    if len(exits) == 1:  # all left together, and in order
+        where, logits, score, t = exits[0]
+        return ExitResult(logits, torch.full_like(where, t), score, steps_executed)
     order = torch.cat([where for where, _, _, _ in exits]).argsort()
     timesteps = torch.cat([torch.full_like(where, t) for where, _, _, t in exits])
     return ExitResult(
