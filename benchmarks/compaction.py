@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,18 +121,26 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def peak_memory(framework: str, way: str, mean: float, batch: int) -> float:
-    """Growth of the peak resident memory, in MiB, by one run; to be asked in a process of its own."""
+    """Growth of the peak resident memory, in MiB, by one run; to be asked in a process of its own (Linux)."""
     network = NETWORKS[framework]()
     x = network.inputs(batch)
     with torch.no_grad():
-        network.full(x[:1], 1)
         snn = EarlyExitWrapper(network.model, DrawnExits(temperature=1.0, exits=draw(mean, batch)), timesteps=TIMESTEPS)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        network.full(x[:1], 1)
+        before = high_water_mark(reset=True)
         if way == "early":
             snn.infer(x)
         else:
             network.full(x, TIMESTEPS)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return high_water_mark() - before
+
+
+def high_water_mark(reset: bool = False) -> float:
+    """Peak resident memory of this process in MiB; with ``reset``, from now on."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def ask_peak_memory(framework: str, way: str, mean: float, batch: int) -> float:

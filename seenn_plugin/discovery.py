@@ -27,7 +27,6 @@ from .module_state import (
     map_tensors,
     poisoned,
     same,
-    stores,
     tensors,
 )
 from .probing import probe_rows
@@ -310,7 +309,7 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
         carried=tuple(carried),
         written=tuple((cell.store, cell.key) for cell in written),
         unread=tuple(((cell.store, cell.key), poison) for cell, poison in unread.items()),
-        watched=tuple(store for module in adapter.model.modules() if _may_write(module) for store in stores(module)),
+        watched=_watched(adapter),
         spots=tuple(spots),
         changed_in_place=tuple(cell in small.changed_in_place for cell in carried),
         monitors=tuple(cell.label for cell in unread),
@@ -318,9 +317,10 @@ def _build(adapter: ModuleAdapter, small: _Observation, large: _Observation, row
     )
 
 
-def _may_write(module: nn.Module) -> bool:
-    """Whether a module may write attributes at a timestep; torch's own layers do not, in evaluation mode."""
-    return not type(module).__module__.startswith("torch.nn.modules.")
+def _watched(adapter: ModuleAdapter) -> tuple[dict[Any, Any], ...]:
+    """The attributes and registers of every module that may write some."""
+    attributes = [vars(module) for module in adapter.model.modules() if not adapter.writes_nothing(module)]
+    return (*attributes, *(a[name] for a in attributes for name in adapter.registers if a.get(name)))
 
 
 def _argument_spots(adapter: ModuleAdapter, small: _Observation, large: _Observation) -> list[Spot]:

@@ -7,7 +7,7 @@ looking (:mod:`seenn_plugin.discovery`), not by a list of classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, Rows
 from .discovery import discover, left_over
 from .errors import ModelRefused
-from .module_state import ABSENT, Cell, isolated, map_tensors, undo, write
+from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, undo, write
 from .signature import state_arguments
 from .state_map import StateMap
 
@@ -47,7 +47,7 @@ class ModuleAdapter(Adapter):
         self._fingerprint: Any = None
         self._maps: dict[Any, StateMap] = {}
         self._advancing = False
-        self.fingerprint(tuple(model.modules()))
+        self.fingerprint(modules_of(model))
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found belongs to the very modules it was found in: a copy looks again.
@@ -68,6 +68,10 @@ class ModuleAdapter(Adapter):
     def is_scratch(self, cell: Cell) -> bool:
         """Whether the framework writes this cell anew at every timestep before it reads it."""
         return False
+
+    def writes_nothing(self, module: nn.Module) -> bool:
+        """Whether a timestep is known to write no attribute of this module, which then need not be watched."""
+        return type(module).__module__.startswith("torch.nn.modules.")
 
     def fresh_argument(self, default: Any) -> Any:
         """What to pass for a state argument before the first timestep; ``default`` is its default, if it has one."""
@@ -117,7 +121,7 @@ class ModuleAdapter(Adapter):
             map_tensors(Tensor.clone, value) if changed else value
             for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
         ]
-        with self._lent(state_map, lent, started=rows.youngest > 0):
+        with self._lent(state_map, lent, started=rows.youngest > 0, watched=state_map.watched):
             outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
             values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
         if any(output.shape[:2] != (steps, n) for output in outputs):
@@ -176,7 +180,7 @@ class ModuleAdapter(Adapter):
     def state_map(self, inputs: Tensor, sequence: bool) -> StateMap:
         """What is state in this model for rows of this shape; looked for once, and again if the model changed."""
         row = inputs.shape[2:] if sequence else inputs.shape[1:]
-        modules = tuple(self.model.modules())
+        modules = modules_of(self.model)
         fingerprint = (modules, self.fingerprint(modules))
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
@@ -240,7 +244,7 @@ class ModuleAdapter(Adapter):
             for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
         ]
         copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
-        with self._lent(state_map, copies, started=False):
+        with self._lent(state_map, copies, started=False, watched=()):
             values = self.fresh_values(state_map)
         for spot, value in zip(state_map.spots, values, strict=True):
             if not spot.owned and spot.row_tensors(value):
@@ -248,12 +252,18 @@ class ModuleAdapter(Adapter):
         return values
 
     @contextmanager
-    def _lent(self, state_map: StateMap, values: list[Any], started: bool) -> Iterator[None]:
-        """Put ``values`` into the carried cells; whatever happens, give the caller's own values back."""
+    def _lent(
+        self, state_map: StateMap, values: list[Any], started: bool, watched: Sequence[dict[Any, Any]]
+    ) -> Iterator[None]:
+        """Put ``values`` into the carried cells; whatever happens, give the caller's own values back.
+
+        Raises:
+            ModelRefused: something else was written in the ``watched`` stores.
+        """
         if self._advancing:
             raise RuntimeError("this model is being advanced already (by a forward hook, or by another thread)")
         own = [(store, key, store.get(key, ABSENT)) for store, key in state_map.written]
-        before = [dict(store) for store in state_map.watched]
+        before = [dict(store) for store in watched]
         self._advancing = True
         failed = True
         try:
@@ -268,7 +278,7 @@ class ModuleAdapter(Adapter):
             self._advancing = False
             for store, key, value in own:
                 write(store, key, value)
-            strays = [key for store, saved in zip(state_map.watched, before, strict=True) for key in undo(store, saved)]
+            strays = [key for store, saved in zip(watched, before, strict=True) for key in undo(store, saved)]
             if strays and not failed:
                 raise ModelRefused(
                     f"{type(self.model).__name__} wrote {strays}, which it did not write in the timesteps that "

@@ -18,7 +18,7 @@ from .engine.trace import advance_to, read_all
 from .errors import InputError, PolicyError, SeennError
 from .explanation import Explanation
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
-from .module_state import isolated
+from .module_state import isolated, modules_of
 from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
 from .policies.temperature import reachable_temperature
 from .probing import check_rows
@@ -223,7 +223,7 @@ class EarlyExitWrapper(nn.Module):
     def _look(self, inputs: Tensor, timesteps: int) -> _Look:
         """Readout, classes and checks for this kind of input, from the first batch of the kind."""
         row = inputs.shape[2:] if self._is_sequence else inputs.shape[1:]
-        modules = tuple(self.model.modules())
+        modules = modules_of(self.model)
         refuse_training_mode(self.model, modules)
         key = (row, inputs.dtype, inputs.device, self.chunk, self.readout, modules, self.adapter.fingerprint(modules))
         look = self._looks.get(key)

@@ -65,6 +65,11 @@ class SpikingJellyAdapter(ModuleAdapter):
     def owns(self, cell: Cell) -> bool:
         return cell.path == ("_memories",)
 
+    def writes_nothing(self, module: nn.Module) -> bool:
+        # The framework's layers without memory, and its surrogate functions.
+        known = type(module).__module__.startswith((f"{_PACKAGE}.layer", f"{_PACKAGE}.surrogate"))
+        return super().writes_nothing(module) or (known and "_memories" not in vars(module))
+
     # -- time -----------------------------------------------------------------------------------------------------
 
     @property
