@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .adapter import Adapter, Rows
 from .discovery import discover, left_over
 from .errors import ModelRefused
-from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, undo, write
+from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, undo, write
 from .signature import state_arguments
 from .state_map import StateMap
 
@@ -121,7 +121,7 @@ class ModuleAdapter(Adapter):
             map_tensors(Tensor.clone, value) if changed else value
             for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
         ]
-        with self._lent(state_map, lent, started=rows.youngest > 0, watched=state_map.watched):
+        with occupied(self.model), self._lent(state_map, lent, started=rows.youngest > 0, watched=state_map.watched):
             outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
             values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
         if any(output.shape[:2] != (steps, n) for output in outputs):
@@ -238,14 +238,15 @@ class ModuleAdapter(Adapter):
         return [self.fresh_argument(default) for default in self.state_arguments.values()]
 
     def _fresh(self, state_map: StateMap) -> list[Any]:
-        # Lend copies: reset() may write in place. What it owns it need not see: a large leftover is not copied.
-        before = [
-            spot.fresh if spot.owned else cell.read()
-            for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
-        ]
-        copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
-        with self._lent(state_map, copies, started=False, watched=()):
-            values = self.fresh_values(state_map)
+        with occupied(self.model):
+            # Lend copies: reset() may write in place. What it owns it need not see: a large leftover is not copied.
+            before = [
+                spot.fresh if spot.owned else cell.read()
+                for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
+            ]
+            copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
+            with self._lent(state_map, copies, started=False, watched=()):
+                values = self.fresh_values(state_map)
         for spot, value in zip(state_map.spots, values, strict=True):
             if not spot.owned and spot.row_tensors(value):
                 raise left_over(spot.label, spot.row_tensors(value)[0])
@@ -261,7 +262,7 @@ class ModuleAdapter(Adapter):
             ModelRefused: something else was written in the ``watched`` stores.
         """
         if self._advancing:
-            raise RuntimeError("this model is being advanced already (by a forward hook, or by another thread)")
+            raise RuntimeError("this model is being advanced already: by itself, or by one of its forward hooks")
         own = [(store, key, store.get(key, ABSENT)) for store, key in state_map.written]
         before = [dict(store) for store in watched]
         self._advancing = True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 from operator import getitem
+from threading import get_ident
 from typing import Any, Final
 
 import torch
@@ -35,7 +36,8 @@ class _Absent:
 
 ABSENT: Final = _Absent()
 _PLAIN = (Tensor, int, float, bool, str, type(None), _Absent)
-_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"_buffers"}
+_OCCUPIED: Final = "_seenn_occupied_by"
+_MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"_buffers"}) | {_OCCUPIED}
 
 
 @dataclass(frozen=True)
@@ -219,36 +221,60 @@ def poisoned(value: Any, poison: float = POISONS[0]) -> Any:
 
 
 @contextmanager
+def occupied(model: nn.Module) -> Iterator[None]:
+    """Hold ``model`` for this thread while its state is not the caller's own.
+
+    The mark lies on the model, not on the adapter, because two wrappers may share one model.
+
+    Raises:
+        RuntimeError: another thread holds the model; each would run on the state of the other's rows.
+    """
+    attributes, mark = vars(model), (get_ident(),)
+    holder = attributes.setdefault(_OCCUPIED, mark)  # atomic
+    if holder != mark:
+        raise RuntimeError(
+            f"this {type(model).__name__} is being advanced by another thread; give each thread a copy of the model, "
+            "or let them take turns."
+        )
+    try:
+        yield
+    finally:
+        if holder is mark:  # the outermost of this thread's holds
+            del attributes[_OCCUPIED]
+
+
+@contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """Let anything happen to the state of ``model`` and to the random generators, and undo it afterwards.
 
     Inside, every value is a copy of the caller's, so that in-place changes are undone too. Gradients are off: this is
     for looking, not for answering.
     """
-    modules = [module for _, module in every_module(model)]
-    saved = [(store, dict(store)) for module in modules for store in stores(module)]
-    objects = [(vars(held), dict(vars(held))) for held in _objects(modules)]
-    copies: dict[int, Tensor] = {}
+    with occupied(model):
+        modules = [module for _, module in every_module(model)]
+        saved = [(store, dict(store)) for module in modules for store in stores(module)]
+        objects = [(vars(held), dict(vars(held))) for held in _objects(modules)]
+        copies: dict[int, Tensor] = {}
 
-    def copy(tensor: Tensor) -> Tensor:  # tensors that two cells share stay shared
-        if isinstance(tensor, nn.Parameter):
-            return tensor
-        return copies.setdefault(id(tensor), tensor.detach().clone())
+        def copy(tensor: Tensor) -> Tensor:  # tensors that two cells share stay shared
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+            return copies.setdefault(id(tensor), tensor.detach().clone())
 
-    devices = {p.device for p in chain(model.parameters(), model.buffers()) if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.no_grad():
+        devices = {p.device for p in chain(model.parameters(), model.buffers()) if p.device.type == "cuda"}
+        try:
+            with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.no_grad():
+                for store, content in saved:
+                    for key, value in content.items():
+                        if key not in _MODULE_INTERNALS and type(value) is not dict:
+                            store[key] = map_tensors(copy, value)
+                yield
+        finally:
             for store, content in saved:
-                for key, value in content.items():
-                    if key not in _MODULE_INTERNALS and type(value) is not dict:
-                        store[key] = map_tensors(copy, value)
-            yield
-    finally:
-        for store, content in saved:
-            store.clear()
-            store.update(content)
-        for attributes, content in objects:
-            undo(attributes, content)
+                store.clear()
+                store.update(content)
+            for attributes, content in objects:
+                undo(attributes, content)
 
 
 def _objects(modules: Sequence[nn.Module]) -> Iterator[Any]:
