@@ -17,6 +17,8 @@ from seenn_plugin.module_adapter import ModuleAdapter
 from seenn_plugin.module_state import Cell
 from seenn_plugin.tolerance import rows_agree
 
+from .neuron_step import NeuronSteps
+
 StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
 
@@ -55,6 +57,10 @@ class SpikingJellyAdapter(ModuleAdapter):
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         self._memory_modules: list[Any] = [module for module in modules if "_memories" in vars(module)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
+        self._neuron_steps = NeuronSteps(modules)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_neuron_steps": NeuronSteps()}
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -141,7 +147,8 @@ class SpikingJellyAdapter(ModuleAdapter):
         try:
             for holder, value in switch:
                 holder["_step_mode"] = value
-            return self._run_as_it_lies(frames, arguments, mode)
+            with self._neuron_steps.lent():
+                return self._run_as_it_lies(frames, arguments, mode)
         finally:
             for (holder, _), value in zip(switch, before, strict=True):
                 holder["_step_mode"] = value
