@@ -61,6 +61,7 @@ class NeuronStep:
 
     def __init__(self, node: Any) -> None:
         self.node = node
+        self.kind = type(node)
         self.attributes: dict[str, Any] = vars(node)
         self._settings: Settings | None = None
         self._step: _Step | None = None
@@ -68,7 +69,7 @@ class NeuronStep:
 
     def prepare(self) -> bool:
         """Read the settings of the neuron as they are now; whether they have a short way."""
-        settings = _settings(self.node)
+        settings = _settings(self.node) if type(self.node) is self.kind else None
         if settings != self._settings:
             self._settings, self._is_equal = settings, {}
             self._step = None if settings is None else _Step(self.node)
@@ -77,7 +78,7 @@ class NeuronStep:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         memories = self.attributes["_memories"]
         if named or len(arguments) != 1 or self._step is None or not self._fits(arguments[0], memories["v"]):
-            return type(self.node).forward(self.node, *arguments, **named)
+            return self.kind.forward(self.node, *arguments, **named)
         # The old state is left as it is: it belongs to the rows until the whole network has made its timestep.
         spike, memories["v"] = self._step(arguments[0], memories["v"])
         return spike
@@ -103,26 +104,22 @@ class NeuronStep:
 def _settings(node: Any) -> Settings | None:
     """All that decides what a single step of ``node`` computes; ``None`` if that is not known."""
     a = vars(node)
-    threshold, reset, surrogate = a.get("v_threshold"), a.get("v_reset"), a["_modules"].get("surrogate_function")
-    if surrogate is None:  # it need not be a module
-        surrogate = a.get("surrogate_function")
-    if (
-        "forward" in a
-        or "single_step_forward" in a
-        or a.get("_store_v_seq")
-        or a["_memories"].keys() != {"v"}
-        or type(threshold) not in (float, int)
-        or (reset is not None and type(reset) not in (float, int))
-        or type(surrogate).__module__ != _SURROGATES
-        or type(surrogate).__name__ not in _STEP_FUNCTIONS
-        or not getattr(surrogate, "spiking", True)
-        or getattr(surrogate, "_forward_hooks", None)
-        or getattr(surrogate, "_forward_pre_hooks", None)
-    ):
+    threshold, reset, tau, w = a.get("v_threshold"), a.get("v_reset"), a.get("tau"), a["_parameters"].get("w")
+    surrogate = a["_modules"].get("surrogate_function", a.get("surrogate_function"))
+    changed = "forward" in a or "single_step_forward" in a or a.get("_store_v_seq") or a["_memories"].keys() != {"v"}
+    known_numbers = all(type(number) in (float, int) for number in (threshold, reset or 0.0, tau or 0.0))
+    known_spikes = (
+        type(surrogate).__module__ == _SURROGATES
+        and type(surrogate).__name__ in _STEP_FUNCTIONS
+        and getattr(surrogate, "spiking", True)
+        and not getattr(surrogate, "_forward_hooks", None)
+        and not getattr(surrogate, "_forward_pre_hooks", None)
+    )
+    known_leak = {"IFNode": True, "LIFNode": tau is not None, "ParametricLIFNode": w is not None}[type(node).__name__]
+    if changed or not (known_numbers and known_spikes and known_leak):
         return None
-    if "tau" in a and type(a["tau"]) not in (float, int):
-        return None
-    return threshold, reset, a.get("tau"), a.get("decay_input"), a["training"], type(surrogate)
+    learnt = None if w is None else (w.dtype, w.shape, w.device)
+    return threshold, reset, tau, learnt, a.get("decay_input"), a["training"], type(surrogate)
 
 
 class _Step:
@@ -140,6 +137,7 @@ class _Step:
         self.decay_input = attributes.get("decay_input")
         self.parameters = attributes["_parameters"]
         self.tau = attributes.get("tau")
+        self._constants: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self.leaks = self.tau is not None or "w" in self.parameters
         # 0.0.0.0.14 has formulas of its own where the resting potential is 0.
         older = hasattr(type(node), "neuronal_charge")
@@ -148,8 +146,8 @@ class _Step:
     def __call__(self, x: Tensor, v: Tensor | float) -> tuple[Tensor, Tensor]:
         size = _BLOCK * torch.get_num_threads()
         spike, after = torch.empty_like(x), torch.empty_like(x)
-        below = x.new_empty(min(size, x.numel()))
-        factor = self._factor(x.dtype) if self.leaks else below
+        below = torch.empty_like(x) if x.numel() <= size else x.new_empty(size)
+        threshold, factor = self._of_type(x.dtype)
         at_rest = type(v) is float and (v == self.reset or not self.leaks)
         if type(v) is float and not at_rest:
             v = torch.full_like(x, v)
@@ -159,18 +157,22 @@ class _Step:
                 self._charge(x_part, old[0], h, factor)
             else:
                 self._charge_at_rest(x_part, v, h, factor)
-            torch.ge(h, self.threshold, out=s)
+            torch.ge(h, threshold, out=s)
             if self.soft:
                 h.add_(s, alpha=-self.threshold)
             else:
-                h.mul_(torch.lt(h, self.threshold, out=below[: h.numel()].view(h.shape)))  # 1 - s, and NaN stays NaN
+                one_minus_s = below if below.shape == h.shape else below[: h.numel()]
+                h.mul_(torch.lt(h, threshold, out=one_minus_s))  # 0 for NaN, which stays NaN
                 if self.reset:
                     h.add_(s, alpha=self.reset)
         return spike, after
 
-    def _factor(self, dtype: torch.dtype) -> Tensor:
-        """tau, or 1 / tau as the neuron has learnt it: a tensor ``[]``."""
-        return torch.tensor(self.tau, dtype=dtype) if self.tau is not None else self.parameters["w"].sigmoid()
+    def _of_type(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The threshold; and tau, or 1 / tau as the neuron has learnt it. Tensors ``[]``: numbers take longer."""
+        if dtype not in self._constants:
+            self._constants[dtype] = torch.tensor(self.threshold, dtype=dtype), torch.tensor(self.tau or 0, dtype=dtype)
+        threshold, factor = self._constants[dtype]
+        return threshold, self.parameters["w"].sigmoid() if self.leaks and self.tau is None else factor
 
     def _charge_at_rest(self, x: Tensor, v: Any, h: Tensor, factor: Tensor) -> None:
         if not (self.leaks and self.decay_input):
@@ -213,7 +215,7 @@ def _blocks(tensors: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
 
 def _is_equal(node: Any, step: Callable[..., Any] | None, dtype: torch.dtype) -> bool:
     """Whether the short way and the framework's own agree on made-up values, over a few steps from rest."""
-    if step is None or any(parameter.dtype != dtype for parameter in node.parameters(recurse=False)):
+    if step is None:
         return False
     size = abs(float(node.v_threshold)) + 1.0
     x = torch.linspace(-2 * size, 3 * size, 2003, dtype=dtype)
@@ -222,10 +224,13 @@ def _is_equal(node: Any, step: Callable[..., Any] | None, dtype: torch.dtype) ->
     twin: Any = object.__new__(type(node))  # shares the settings and the parameters, and has a state of its own
     vars(twin).update(vars(node), _memories=dict(node._memories_rv), _step_mode="s")
     vars(twin).pop("forward", None)
-    v: Any = twin._memories["v"]
-    for frame in frames:
-        own = type(node).forward(twin, frame)
-        spike, v = step(frame, v)
-        if not same([own, twin._memories["v"]], [spike, v]):
-            return False
+    try:
+        v: Any = twin._memories["v"]
+        for frame in frames:
+            own = type(node).forward(twin, frame)
+            spike, v = step(frame, v)
+            if not same([own, twin._memories["v"]], [spike, v]):
+                return False
+    except Exception:  # what the framework says of it, it shall say itself
+        return False
     return True
