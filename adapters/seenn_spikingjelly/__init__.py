@@ -7,6 +7,7 @@ not exist. Both generations keep state in ``_memories``, so one adapter serves b
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from seenn_plugin.stepper import Stepper
 from seenn_plugin.tolerance import rows_agree
 
 from .multi_step import RECURRENT_STATE, find_stepper
+from .neuron_step import NeuronSteps
 
 StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
@@ -61,6 +63,10 @@ class SpikingJellyAdapter(ModuleAdapter):
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         self.neurons: list[Any] = [module for module in modules if "_memories" in vars(module)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
+        self._neuron_steps = NeuronSteps(modules)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_neuron_steps": NeuronSteps()}
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -79,6 +85,9 @@ class SpikingJellyAdapter(ModuleAdapter):
         # The framework's layers without memory, and its surrogate functions.
         known = type(module).__module__.startswith((f"{_PACKAGE}.layer", f"{_PACKAGE}.surrogate"))
         return super().writes_nothing(module) or (known and "_memories" not in vars(module))
+
+    def quickened(self) -> AbstractContextManager[None]:
+        return self._neuron_steps.lent()
 
     # -- time -----------------------------------------------------------------------------------------------------
 

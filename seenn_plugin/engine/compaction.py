@@ -57,12 +57,14 @@ def infer(
             leave = decision.stop.nonzero().squeeze(1)
             if not leave.numel():
                 continue
+            if leave.numel() == where.numel():  # the usual end of a small batch: nobody is left to be told apart
+                exits.append((where, logits, decision.score, t))
+                where = where[:0]
+                break
             exits.append((where[leave], logits[leave], decision.score[leave], t))
             stay = (~decision.stop).nonzero().squeeze(1)
             where = where[stay]
             staying = stay if staying is None else staying[stay]
-            if not stay.numel():
-                break
             readout_memory, policy_memory = map_tensors(
                 lambda memory, stay=stay: memory.index_select(0, stay), (readout_memory, policy_memory)
             )
