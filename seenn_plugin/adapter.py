@@ -133,6 +133,8 @@ class Adapter(ABC):
     extra: ClassVar[str | None] = None
     """The extra of this distribution that installs the framework, if any."""
 
+    saves: ClassVar[bool] = True
+    """Whether a row that has left costs nothing more."""
     timesteps: int | None = None
     """What the caller of the wrapper said: the most timesteps that a row may take."""
     time_dim: int = 0

@@ -386,7 +386,8 @@ def find_loop_stepper(adapter: ModuleAdapter, few: Tensor, more: Tensor, sequenc
             if not sequence or isinstance(error, MISFITS):
                 continue  # it takes no such input in one call: it makes single timesteps, or is laid out otherwise
             kind = type(adapter.model).__name__
-            raise InputError(f"{kind} cannot run on {tuple(x.shape)}: {type(error).__name__}: {error}.") from error
+            row = tuple(few.shape[2:])
+            raise InputError(f"{kind} cannot run on rows of shape {row}: {type(error).__name__}: {error}.") from error
         if loop is not None:
             stepper = LoopStepper(adapter, loop, time_dim)
             if stepper.study(few, more):

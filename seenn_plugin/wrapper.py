@@ -14,15 +14,22 @@ from .adapter import AdapterChoice, find_adapter
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
 from .engine.trace import advance_to, read_all
-from .errors import InputError, PolicyError, SeennError
+from .errors import AdapterError, InputError, ModelRefused, PolicyError, SeennError
 from .explanation import Explanation
+from .full_run import FullRun
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
+from .module_adapter import ModuleAdapter
 from .module_state import isolated, modules_of
 from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
 from .policies.temperature import reachable_temperature
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
+
+_OFFER = (
+    "To see how early it could have answered, pass full_run=True: all timesteps are computed and the exits picked "
+    "afterwards, which saves nothing."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class EarlyExitWrapper(nn.Module):
             ``"auto"`` to choose by looking at the outputs.
         chunk: timesteps computed at a time, for frameworks with fused multi-step kernels.
         check: whether to check on the first rows that stepping gives the network's own answers.
+        full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
+            saved, and the reports say so; for networks that return the outputs of all timesteps.
 
     Example:
         >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)  # doctest: +SKIP
@@ -78,6 +87,7 @@ class EarlyExitWrapper(nn.Module):
         readout: ReadoutChoice = "auto",
         chunk: int = 1,
         check: bool = True,
+        full_run: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -100,6 +110,10 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        if full_run:
+            if not isinstance(self.adapter, ModuleAdapter):
+                raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
+            self.adapter = FullRun(self.adapter)
         if self.timesteps is None and input == "static" and not has_loop(model):
             raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
         self.calibration: _calibration.Calibration | None = None
@@ -190,8 +204,12 @@ class EarlyExitWrapper(nn.Module):
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
             page.facts["classes"] = str(look.no_logits.shape[1])
             page.facts["policy"] = str(self.policy)
-            page.facts["skipped"] = "every timestep after a row's exit: its row leaves the input and every state"
-            page.checks = [str(result) for result in look.checks] or ["switched off (check=False)"]
+            page.facts["skipped"] = (
+                "every timestep after a row's exit: its row leaves the input and every state"
+                if self.adapter.saves
+                else "nothing: all timesteps are computed, and the exits are picked afterwards (full_run=True)"
+            )
+            page.checks = [str(result) for result in look.checks] or ["none made"]
         return page
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -234,7 +252,12 @@ class EarlyExitWrapper(nn.Module):
         key = (row, length, inputs.dtype, inputs.device, self.chunk, self.readout, modules, fingerprint)
         look = self._looks.get(key)
         if look is None:
-            look = self._looks[key] = self._look_at(inputs, self.check)
+            try:
+                look = self._looks[key] = self._look_at(inputs, self.check)
+            except ModelRefused as error:
+                if not self.adapter.saves:
+                    raise
+                raise ModelRefused(error.reason, f"{error.remedy} {_OFFER}") from error
         if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
             classes = look.no_logits.shape[1]
             temperature = 1.0 if look.lead is None else reachable_temperature(self.policy, look.lead, classes)
@@ -246,6 +269,7 @@ class EarlyExitWrapper(nn.Module):
         rows = check_rows(inputs, self._is_sequence)
         timesteps = self._timesteps_of(inputs)
         with isolated(self.model):
+            check = check and self.adapter.saves  # a model that is run whole need not stand any
             checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, self.chunk) if check else []
             steps = advance_to(self.adapter, self.adapter.begin(rows, self._is_sequence), timesteps, self.chunk)
             answer = self.adapter.answer(rows, self._is_sequence)

@@ -153,7 +153,8 @@ def find_stepper(adapter: SpikingJellyAdapter, few: Tensor, more: Tensor, sequen
         raise
     except Exception as error:
         kind = type(adapter.model).__name__
-        raise InputError(f"{kind} cannot run on {tuple(few.shape)}: {type(error).__name__}: {error}.") from error
+        row = tuple(few.shape[2 if sequence else 1 :])
+        raise InputError(f"{kind} cannot run on rows of shape {row}: {type(error).__name__}: {error}.") from error
 
 
 def _find(trial: _Trial) -> MultiStepStepper | None:
@@ -282,6 +283,12 @@ class _Trial:
                 made_by = self._aggregate(layout, position, timesteps)
                 if made_by is not None:
                     found.append((position, None, made_by))
+            elif position == 0:
+                raise ModelRefused(
+                    f"{type(self.adapter.model).__name__} answers {self.few.shape[1 if self.sequence else 0]} rows with "
+                    f"{tuple(a.shape)}, which is neither one output for each timestep nor one answer [N, C].",
+                    "Return [T, N, C] or [N, C].",
+                )
         if not found or found[0][0] != 0:
             raise ModelRefused(
                 f"the answer of {type(self.adapter.model).__name__} to several timesteps at once is neither the last, "

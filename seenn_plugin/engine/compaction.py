@@ -81,6 +81,8 @@ def infer(
             RuntimeWarning,
             stacklevel=3,
         )
+    if not adapter.saves:
+        steps_executed = timesteps * inputs.shape[1 if sequence else 0]
     return _in_order(exits, steps_executed)
 
 
