@@ -87,4 +87,36 @@ class SnnTorchNetwork:
         """There is but one mode."""
 
 
+class LoopInside(nn.Module):
+    """The same conv net in the form of snnTorch's tutorials: explicit membranes, all timesteps inside ``forward``."""
+
+    def __init__(self, timesteps: int) -> None:
+        import snntorch
+
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_steps = timesteps
+        widths = (3, 64, 128, 256)
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
+        self.lifs = nn.ModuleList(snntorch.Leaky(beta=0.5) for _ in pairs)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(256 * 16, 10)
+        self.lif_out = snntorch.Leaky(beta=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mems = [lif.init_leaky() for lif in self.lifs]  # pyright: ignore[reportCallIssue]
+        mem_out = self.lif_out.init_leaky()
+        spk_rec = []
+        for _ in range(self.num_steps):
+            y = x
+            for i, (conv, norm, lif) in enumerate(zip(self.convs, self.norms, self.lifs, strict=True)):
+                y, mems[i] = lif(norm(conv(y)), mems[i])
+                y = self.pool(y)
+            spk, mem_out = self.lif_out(self.fc(y.flatten(1)), mem_out)
+            spk_rec.append(spk)
+        return torch.stack(spk_rec)
+
+
 NETWORKS = {network.framework: network for network in (SpikingJellyNetwork, SnnTorchNetwork)}
