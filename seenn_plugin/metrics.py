@@ -111,7 +111,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         row_steps += result.steps_executed
         right.append((result.predictions == labels).cpu())
         exits.append(result.timesteps.cpu())
-        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy).cpu())
+        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy, snn.plan(x)).cpu())
         traces_right.append((trace.argmax(2) == labels).cpu())
     if not right:
         raise CalibrationError("the loader yielded no sample.")
@@ -161,10 +161,10 @@ def accuracy_curve(
     return AccuracyCurve(tuple(points), tuple(calibration.accuracy_per_timestep(trace, labels)))
 
 
-def _agrees(logits: Tensor, timesteps: Tensor, trace: Tensor, policy: Policy) -> Tensor:
+def _agrees(logits: Tensor, timesteps: Tensor, trace: Tensor, policy: Policy, memory: Any) -> Tensor:
     expected = trace.gather(0, (timesteps - 1).view(1, -1, 1).expand(1, -1, trace.shape[2]))[0]
     return (
-        (exit_timesteps(policy, trace) == timesteps)
+        (exit_timesteps(policy, trace, memory) == timesteps)
         & (expected.argmax(1) == logits.argmax(1))
         & rows_agree(logits, expected)
     )

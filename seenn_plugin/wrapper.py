@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -19,8 +19,8 @@ from .errors import InputError, PolicyError, SeennError
 from .explanation import Explanation
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
 from .module_state import isolated, modules_of
-from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
-from .policies.temperature import reachable_temperature
+from .policies import FixedPolicy, Policy, make_policy, start_rows
+from .policies.combined import networks
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, SumReadout, choose_readout, make_readout
 
@@ -34,6 +34,10 @@ class _Look:
     counts_spikes: bool
     no_logits: Tensor  # of no rows, [0, C]: number of classes, dtype and device
     checks: tuple[CheckResult, ...]
+
+    @property
+    def classes(self) -> int:
+        return self.no_logits.shape[1]
 
 
 class EarlyExitWrapper(nn.Module):
@@ -132,8 +136,21 @@ class EarlyExitWrapper(nn.Module):
         n = inputs.shape[1 if self._is_sequence else 0]
         if n == 0:
             return self._empty(inputs, timesteps)
-        readout = self._look(inputs, timesteps).readout
-        return engine.infer(self.adapter, readout, self.policy, inputs, self._is_sequence, timesteps, self.chunk)
+        look = self._look(inputs, timesteps)
+        memory = start_rows(self.policy, inputs, self._is_sequence, timesteps, look.classes)
+        return engine.infer(
+            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, timesteps, self.chunk
+        )
+
+    def plan(self, x: Tensor) -> Any:
+        """What the policy knows of each row before its first timestep.
+
+        Returns:
+            For ``"rl"`` a :class:`~seenn_plugin.policies.Plan`: ``.timesteps`` long ``[N]`` and ``.score`` ``[N]``.
+            ``None`` for a policy that decides on logits alone; for combined policies, a tuple of these.
+        """
+        inputs, timesteps = self._rows(x)
+        return start_rows(self.policy, inputs, self._is_sequence, timesteps, self._look(inputs, timesteps).classes)
 
     def trace(self, x: Tensor) -> Tensor:
         """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
@@ -186,7 +203,7 @@ class EarlyExitWrapper(nn.Module):
         if page.refused is None:
             look = self._look(inputs, timesteps)
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
-            page.facts["classes"] = str(look.no_logits.shape[1])
+            page.facts["classes"] = str(look.classes)
             page.facts["policy"] = str(self.policy)
             page.facts["skipped"] = "every timestep after a row's exit: its row leaves the input and every state"
             page.checks = [str(result) for result in look.checks] or ["switched off (check=False)"]
@@ -195,23 +212,30 @@ class EarlyExitWrapper(nn.Module):
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        settings = asdict(self.policy) if is_dataclass(self.policy) else {}
-        plain = {name: value for name, value in settings.items() if isinstance(value, int | float | str | None)}
-        return {"policy": type(self.policy).__name__, "settings": plain}
+        return {"policy": type(self.policy).__name__, "settings": self.policy.settings()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["policy"] != type(self.policy).__name__:
             raise PolicyError(f"the saved policy is {state['policy']}, this wrapper's is {type(self.policy).__name__}.")
-        if is_dataclass(self.policy):
-            known = {field.name for field in fields(self.policy)}
-            self.policy = replace(
-                self.policy, **{name: value for name, value in state["settings"].items() if name in known}
-            )
+        self.policy = self.policy.with_settings(state["settings"])
+        weight = next(self.model.parameters(), None)
+        if weight is not None:  # a policy network that was just made goes where the model is
+            self.policy_networks.to(weight.device, weight.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_looks": {}}  # a copy of the model is another model: look again
 
     # -- how ------------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """When a row stops. The networks that it holds are submodules of the wrapper."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self.policy_networks = nn.ModuleList(networks(policy))
 
     @property
     def _is_sequence(self) -> bool:
@@ -229,11 +253,9 @@ class EarlyExitWrapper(nn.Module):
         look = self._looks.get(key)
         if look is None:
             look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
-        if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
-            temperature = (
-                reachable_temperature(self.policy, timesteps, look.no_logits.shape[1]) if look.counts_spikes else 1.0
-            )
-            self.policy = replace(self.policy, temperature=temperature)
+        settled = self.policy.settle(timesteps, look.classes, look.counts_spikes)
+        if settled is not self.policy:
+            self.policy = settled
         return look
 
     def _look_at(self, inputs: Tensor, timesteps: int, check: bool) -> _Look:
