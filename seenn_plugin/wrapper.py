@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from . import calibration as _calibration
-from . import engine
+from . import engine, policy_training
 from .adapter import AdapterChoice, find_adapter
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
@@ -19,8 +20,8 @@ from .errors import InputError, PolicyError, SeennError
 from .explanation import Explanation
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
 from .module_state import isolated, modules_of
-from .policies import FixedPolicy, Policy, make_policy, start_rows
-from .policies.combined import networks
+from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
+from .policies.combined import leaves, map_leaves, networks
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, SumReadout, choose_readout, make_readout
 
@@ -107,6 +108,7 @@ class EarlyExitWrapper(nn.Module):
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
         self.calibration: _calibration.Calibration | None = None
+        self.policy_fit: policy_training.PolicyFit | None = None
         self._looks: dict[Any, _Look] = {}
 
     def extra_repr(self) -> str:
@@ -187,6 +189,66 @@ class EarlyExitWrapper(nn.Module):
         traces, labels = _calibration.record(self, loader, progress=progress)
         self.calibration = _calibration.calibrate(self.policy, traces, labels, max_accuracy_drop, average_timesteps)
         self.policy = self.calibration.policy
+        return self
+
+    def fit_policy(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any],
+        *,
+        max_accuracy_drop: float | None = None,
+        average_timesteps: float | None = None,
+        beta: float | None = None,
+        step_cost: float | None = None,
+        progress: bool = False,
+        log_dir: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """Fit the network of the ``"rl"`` policy (SEENN-II), for one of two targets or at a given dial.
+
+        Traces of the frozen spiking network are recorded once; then a policy network is fitted for one setting of the
+        reward's dial after the other, and the one that suits the target on ``val_loader`` is chosen. The evidence, with
+        all settings tried, is kept in ``self.policy_fit``. A network of your own is copied, not changed. In a
+        combination of policies the rl policy is fitted by itself.
+
+        Args:
+            train_loader: yields ``(x, labels)`` with labels long ``[N]``. What the spiking network knows by heart
+                teaches little about what it finds hard: prefer samples that it was not trained on.
+            val_loader: likewise, disjoint from ``train_loader``, and not the test set.
+            max_accuracy_drop: the fewest mean timesteps with an accuracy at most this far (a fraction, 0.005 for half
+                a point) below that at full T.
+            average_timesteps: the highest accuracy at no more mean timesteps than this.
+            beta: instead of a target, what a wrong answer costs (``cost="exponential"``).
+            step_cost: instead of a target, what a timestep costs (``cost="linear"``).
+            progress: show progress bars.
+            log_dir: write TensorBoard scalars there, one run for each setting of the dial.
+            checkpoint: a file from which an interrupted fit goes on, with the same result.
+            options: see :class:`~seenn_plugin.policy_training.FitSettings`.
+
+        Raises:
+            PolicyError: there is no rl policy, or more than one; a wrong option; or a bad policy network.
+            CalibrationError: data from which no policy can be fitted, or a target that no policy met.
+        """
+        unfitted = [leaf for leaf in leaves(self.policy) if isinstance(leaf, RLPolicy)]
+        if len(unfitted) != 1:
+            raise PolicyError(f"fit_policy fits one rl policy, and {self.policy} has {len(unfitted)}: policy='rl'.")
+        self.policy_fit = policy_training.fit_policy(
+            self,
+            unfitted[0],
+            train_loader,
+            val_loader,
+            policy_training.FitSettings.of(options),
+            max_accuracy_drop=max_accuracy_drop,
+            average_timesteps=average_timesteps,
+            beta=beta,
+            step_cost=step_cost,
+            progress=progress,
+            log_dir=log_dir,
+            checkpoint=checkpoint,
+        )
+        fitted = self.policy_fit.policy
+        self.policy = map_leaves(lambda leaf: fitted if leaf is unfitted[0] else leaf, self.policy)
         return self
 
     def explain(self, x: Tensor) -> Explanation:
