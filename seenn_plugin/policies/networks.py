@@ -127,6 +127,11 @@ def build_network(architecture: dict[str, Any]) -> nn.Module:
         raise PolicyError(f"{kind} cannot be made from {settings}: {error}") from error
 
 
+def is_default(network: nn.Module) -> bool:
+    """Whether a network is one of those that are made here, and can be made again from its architecture."""
+    return type(network) in _KINDS.values()
+
+
 def default_network(row_shape: Sequence[int], outputs: int, max_operations: float) -> tuple[nn.Module, int]:
     """The largest default network within ``max_operations``, and its multiply-accumulates for one input.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, PolicyError
-from .networks import build_network
+from .networks import build_network, is_default
 from .planned import Plan, PlanPolicy
 
 
@@ -139,7 +139,9 @@ class RLPolicy(PlanPolicy):
             "fitted_for": None
             if self.fitted_for is None
             else {**asdict(self.fitted_for), "row_shape": list(self.fitted_for.row_shape)},
-            "architecture": getattr(self.network, "architecture", None),
+            "architecture": self.network.architecture
+            if self.network is not None and is_default(self.network)
+            else None,
             "has_network": self.network is not None,
         }
 
@@ -213,7 +215,7 @@ def policy_logits(network: nn.Module, frames: Tensor, candidates: int) -> Tensor
                 f"the policy network is on {weight.device} and the input on {frames.device}; move it with the "
                 f"wrapper: snn.to({str(frames.device)!r})."
             )
-        if frames.is_floating_point() or hasattr(network, "architecture"):
+        if frames.is_floating_point() or is_default(network):
             frames = frames.to(weight.dtype)
     logits = network(frames)
     wanted = (frames.shape[0], candidates)

@@ -1,7 +1,7 @@
 """Fitting the policy network of SEENN-II on traces of a frozen spiking network (arXiv 2304.01230)."""
 
 from .fit import fit_policy
-from .recording import Recording, outcome, record
+from .recording import Recording, outcome, plan_all, record
 from .report import FitPoint, PolicyFit
 from .rewards import ExponentialReward, LinearReward, Reward
 from .settings import FitSettings
@@ -16,5 +16,6 @@ __all__ = [
     "Reward",
     "fit_policy",
     "outcome",
+    "plan_all",
     "record",
 ]

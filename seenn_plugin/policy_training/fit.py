@@ -13,7 +13,8 @@ import torch
 from ..errors import CalibrationError, PolicyError
 from ..operations import count_operations
 from ..policies import RLPolicy
-from .fitter import Fitter
+from ..policies.networks import is_default
+from .fitter import Fitter, device_of
 from .monitor import Monitor
 from .recording import Recording, record
 from .report import FitPoint, PolicyFit
@@ -53,7 +54,7 @@ def fit_policy(
         )
     reward = None if fixed is None else kind(fixed)  # before the work: it is cheap to get wrong
     monitor = Monitor(progress, log_dir)
-    device = next((p.device for p in snn.model.parameters()), torch.device("cpu"))
+    device = device_of(snn)
     with (
         torch.enable_grad(),
         TemporaryDirectory(ignore_cleanup_errors=True) as folder,
@@ -64,11 +65,10 @@ def fit_policy(
         validation = record(snn, policy, val_loader, progress, "validation traces", settings.memory_limit, Path(folder))
         _check(train, validation, policy)
         network_operations = count_operations(lambda: snn.trace(validation.example.to(device)))
-        fitter = Fitter(snn, policy, train_loader, val_loader, train, validation, settings, monitor, device)
-        fitter.prepare(network_operations, checkpoint)
+        loaders = train_loader, val_loader
+        fitter = Fitter(snn, policy, loaders, train, validation, settings, monitor, network_operations, checkpoint)
         _warn_if_costly(fitter, network_operations)
-        full_accuracy = validation.accuracy[-1]
-        wanted = Target(max_accuracy_drop, average_timesteps, full_accuracy)
+        wanted = Target(max_accuracy_drop, average_timesteps, validation.accuracy[-1])
         if reward is not None:
             points = [fitter.point(reward)]
             chosen, target = points[0], reward.name
@@ -87,7 +87,7 @@ def fit_policy(
     return PolicyFit(
         chosen=chosen,
         frontier=tuple(sorted(points, key=lambda point: (point.mean_timesteps, point.accuracy))),
-        full_accuracy=full_accuracy,
+        full_accuracy=wanted.full_accuracy,
         target=target,
         samples=len(validation),
         policy_operations=fitter.policy_operations,
@@ -122,7 +122,7 @@ def _check(train: Recording, validation: Recording, policy: RLPolicy) -> None:
 
 def _warn_if_costly(fitter: Fitter, network_operations: int) -> None:
     share, allowed = fitter.policy_operations / max(network_operations, 1), fitter.settings.max_operations
-    if fitter.made_network and share > allowed:
+    if is_default(fitter.first) and share > allowed:
         _warn(
             f"the smallest policy network takes {100 * share:.1f} % of the operations of the spiking network at full "
             f"T, more than the {100 * allowed:g} % that max_operations allows: a network as cheap as this one gains "

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from ..operations import count_operations
 from ..policies import RLPolicy
-from ..policies.networks import default_network
+from ..policies.networks import default_network, is_default
 from ..policies.rl import FittedFor, in_evaluation_mode, policy_logits
 from .checkpoint import Checkpoint
 from .monitor import Monitor
 from .objectives import OBJECTIVES, first_step_weights, joint_loss, mean_entropy
-from .recording import Recording, answers_of, observe, outcome, record, seen
+from .recording import Recording, answers_of, observe, outcome, plan_all, record, seen
 from .report import FitPoint
 from .rewards import Reward
 from .run import Losses, Precision, Run
@@ -29,7 +29,13 @@ from .settings import FitSettings
 if TYPE_CHECKING:
     from ..wrapper import EarlyExitWrapper
 
-_PLANNED_AT_A_TIME = 1024
+_EXPLORING = 0.7
+"""The share of the epochs over which exploration falls to nothing."""
+
+
+def device_of(snn: EarlyExitWrapper) -> torch.device:
+    """Where the spiking network is."""
+    return next((parameter.device for parameter in snn.model.parameters()), torch.device("cpu"))
 
 
 class Fitter:
@@ -39,58 +45,55 @@ class Fitter:
         self,
         snn: EarlyExitWrapper,
         policy: RLPolicy,
-        train_loader: Iterable[Any],
-        val_loader: Iterable[Any],
+        loaders: tuple[Iterable[Any], Iterable[Any]],
         train: Recording,
         validation: Recording,
         settings: FitSettings,
         monitor: Monitor,
-        device: torch.device,
+        network_operations: int,
+        checkpoint: str | Path | None,
     ) -> None:
         self.snn = snn
-        self.train_loader = train_loader
-        self.val_loader = val_loader
+        self.train_loader, self.val_loader = loaders
         self.train = train
         self.validation = validation
         self.settings = settings
         self.monitor = monitor
-        self.device = device
         self.candidates = policy.candidates_for(train.timesteps)
         self.columns = torch.tensor(self.candidates) - 1
-        self.policy = replace(
-            policy,
-            candidates=self.candidates,
-            fitted_for=FittedFor(train.timesteps, train.classes, tuple(train.frames.shape[1:])),
-        )
         self.objective = OBJECTIVES[settings.objective]
         self.weights = torch.ones(len(train))
         if settings.reweight:
             self.weights = first_step_weights(train.right[:, self.columns[0]])
-        self.precision = Precision.of(settings.amp, device)
-
-    def prepare(self, network_operations: int, checkpoint: str | Path | None) -> None:
-        """The first weights, what they cost, and the checkpoint."""
-        torch.manual_seed(self.settings.seed)
-        row = self.train.frames[:1].to(self.device)
-        self.made_network = self.policy.network is None
-        if self.policy.network is not None:
-            self.first = self.policy.network
-        else:
-            limit = self.settings.max_operations * network_operations
-            self.first, _ = default_network(row.shape[1:], len(self.candidates), limit)
-            self.first.to(self.device, row.dtype if row.is_floating_point() else torch.float32)
+        self.device = device_of(snn)
+        self.precision = Precision.of(settings.amp, self.device)
+        row = train.frames[:1].to(self.device)
+        own = policy.network
+        self.first = own if own is not None and not is_default(own) else self._new_network(row, network_operations)
         with in_evaluation_mode(self.first):
             self.policy_operations = count_operations(lambda: policy_logits(self.first, row, len(self.candidates)))
-        facts = {name: value for name, value in asdict(self.settings).items() if name != "memory_limit"}
-        facts |= {
+        fitted_for = FittedFor(train.timesteps, train.classes, tuple(train.frames.shape[1:]))
+        self.policy = replace(policy, network=self.first, fitted_for=fitted_for)
+        self.checkpoint = Checkpoint(checkpoint, self._facts())
+
+    def _new_network(self, row: Tensor, network_operations: int) -> nn.Module:
+        torch.manual_seed(self.settings.seed)
+        limit = self.settings.max_operations * network_operations
+        network, _ = default_network(row.shape[1:], len(self.candidates), limit)
+        return network.to(self.device, row.dtype if row.is_floating_point() else torch.float32)
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same for an interrupted fit to go on."""
+        free = ("memory_limit", "refinements")
+        return {name: value for name, value in asdict(self.settings).items() if name not in free} | {
             "candidates": list(self.candidates),
             "frames": self.policy.frames,
-            "inputs": list(self.train.frames.shape),
+            "training inputs": list(self.train.frames.shape),
+            "validation inputs": list(self.validation.frames.shape),
             "labels": [int(self.train.labels.sum()), int(self.validation.labels.sum())],
-            "validation samples": len(self.validation),
-            "weights": sum(p.numel() for p in self.first.parameters()),
+            "policy network": type(self.first).__name__,
+            "policy weights": sum(parameter.numel() for parameter in self.first.parameters()),
         }
-        self.checkpoint = Checkpoint(checkpoint, facts)
 
     # -- one setting of the dial ----------------------------------------------------------------------------------
 
@@ -113,7 +116,7 @@ class Fitter:
         losses = self._live_losses if self.settings.augmented else self._recorded_losses
         with _training(network):
             run.train(
-                lambda: losses(network, reward),
+                lambda epoch: losses(network, reward, self._entropy_weight(reward, epoch)),
                 self.checkpoint,
                 self.monitor,
                 lambda: self._scalars(network, reward),
@@ -121,7 +124,12 @@ class Fitter:
         self.checkpoint.finish(reward.name, network.state_dict())
         return self._point_of(network, reward, self.validation)
 
-    def _recorded_losses(self, network: nn.Module, reward: Reward) -> Losses:
+    def _entropy_weight(self, reward: Reward, epoch: int) -> float:
+        spread = float(reward(self.train.right[:, self.columns], self.candidates).std())
+        left = max(0.0, 1 - epoch / (_EXPLORING * self.settings.epochs))
+        return self.settings.entropy_bonus + self.settings.exploration * spread * left
+
+    def _recorded_losses(self, network: nn.Module, reward: Reward, entropy_weight: float) -> Losses:
         """All recorded rows once, in random order. A last batch of one row, which cannot be normalised, is left out."""
         rewards = reward(self.train.right[:, self.columns], self.candidates)
         for index in torch.randperm(len(self.train)).split(self.settings.batch_size):
@@ -132,11 +140,12 @@ class Fitter:
                         self.train.frames[index].to(self.device),
                         rewards[index].to(self.device),
                         self.weights[index].to(self.device),
+                        entropy_weight,
                     ),
                     len(index),
                 )
 
-    def _live_losses(self, network: nn.Module, reward: Reward) -> Losses:
+    def _live_losses(self, network: nn.Module, reward: Reward, entropy_weight: float) -> Losses:
         """Every batch of the loader, with a new trace."""
         for frames, trace, labels in self._live_batches():
             right = (answers_of(trace) == labels.unsqueeze(1))[:, self.columns.to(labels.device)]
@@ -144,19 +153,18 @@ class Fitter:
                 first_step_weights(right[:, 0]) if self.settings.reweight else torch.ones_like(right[:, 0]).float()
             )
             rewards = reward(right, self.candidates)
-            yield lambda f=frames, r=rewards, w=weights: self._loss(network, f, r, w), len(labels)
+            yield lambda f=frames, r=rewards, w=weights: self._loss(network, f, r, w, entropy_weight), len(labels)
 
     @torch.no_grad()
     def _live_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for x, trace, labels in observe(self.snn, self.train_loader, False, "traces"):
             yield seen(self.snn, self.policy, x), trace, labels
 
-    def _loss(self, network: nn.Module, frames: Tensor, rewards: Tensor, weights: Tensor) -> Tensor:
+    def _loss(
+        self, network: nn.Module, frames: Tensor, rewards: Tensor, weights: Tensor, entropy_weight: float
+    ) -> Tensor:
         logits = policy_logits(network, frames, len(self.candidates))
-        loss = self.objective(logits, rewards, weights)
-        if self.settings.entropy_bonus:
-            loss = loss - self.settings.entropy_bonus * mean_entropy(logits)
-        return loss
+        return self.objective(logits, rewards, weights) - entropy_weight * mean_entropy(logits)
 
     # -- fine-tuning ----------------------------------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ class Fitter:
             self.precision,
         )
         with _training(network):
-            run.train(lambda: self._joint_losses(network, reward), self.checkpoint, self.monitor, dict)
+            run.train(lambda epoch: self._joint_losses(network, reward), self.checkpoint, self.monitor, dict)
         self.checkpoint.finish(name, {"policy": network.state_dict(), "model": model.state_dict()})
 
     def _joint_losses(self, network: nn.Module, reward: Reward) -> Losses:
@@ -214,7 +222,7 @@ class Fitter:
 
     def _point_of(self, network: nn.Module, reward: Reward, recording: Recording) -> FitPoint:
         policy = replace(self.policy, network=network)
-        exits, right = outcome(plan_all(policy, recording, self.device), recording)
+        exits, right = outcome(plan_all(policy, recording), recording)
         return FitPoint(
             policy=policy,
             accuracy=float(right.double().mean()),
@@ -228,13 +236,6 @@ class Fitter:
             return {}
         point = self._point_of(network, reward, self.validation)
         return {"validation/accuracy": point.accuracy, "validation/mean_timesteps": point.mean_timesteps}
-
-
-@torch.no_grad()
-def plan_all(policy: RLPolicy, recording: Recording, device: torch.device) -> Tensor:
-    """The plan of every row of a recording, long ``[M]`` on the CPU."""
-    batches = recording.frames.split(_PLANNED_AT_A_TIME)
-    return torch.cat([policy.plan(frames.to(device), recording.timesteps).timesteps.cpu() for frames in batches])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ..policies.planned import first_frames
 if TYPE_CHECKING:
     from ..wrapper import EarlyExitWrapper
 
+_PLANNED_AT_A_TIME = 1024
 NO_ANSWER = -1
 """Where decision logits are NaN or infinite: never counted as right, and a row does not leave on it."""
 
@@ -145,6 +146,15 @@ class _Spool:
         like = self._held[0]
         size = self._rows * prod(like.shape[1:])
         return torch.from_file(str(self._path), size=size, dtype=like.dtype).view(self._rows, *like.shape[1:])
+
+
+@torch.no_grad()
+def plan_all(policy: RLPolicy, recording: Recording) -> Tensor:
+    """The plan of every row of a recording, long ``[M]`` on the CPU; made where the policy network is."""
+    assert policy.network is not None
+    device = next((parameter.device for parameter in policy.network.parameters()), torch.device("cpu"))
+    batches = recording.frames.split(_PLANNED_AT_A_TIME)
+    return torch.cat([policy.plan(frames.to(device), recording.timesteps).timesteps.cpu() for frames in batches])
 
 
 def outcome(plan: Tensor, recording: Recording) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ class ExponentialReward(Reward):
     dial_name: ClassVar[str] = "beta"
 
     def of(self, right: Tensor, timesteps: Tensor) -> Tensor:
-        return torch.where(right, torch.exp2(-timesteps), -self.dial)
+        return torch.where(right, torch.exp2(-timesteps), torch.tensor(-self.dial, dtype=torch.float32))
 
     @classmethod
     def dials(cls, accuracy: Sequence[float], candidates: Sequence[int]) -> list[Self]:

@@ -81,7 +81,7 @@ class Run:
 
     def train(
         self,
-        losses: Callable[[], Losses],
+        losses: Callable[[int], Losses],
         checkpoint: Checkpoint,
         monitor: Monitor,
         scalars: Callable[[], dict[str, float]],
@@ -89,7 +89,7 @@ class Run:
         """Train to the last epoch, from the checkpoint if this run was under way there.
 
         Args:
-            losses: called for every epoch.
+            losses: called for every epoch, with its number, counted from 0.
             scalars: further facts of an epoch, for the monitor.
         """
         kept = checkpoint.running(self.name)
@@ -97,7 +97,7 @@ class Run:
             self._restore(kept)
         with monitor.run(self.name, self.epochs, self._epoch):
             while self._epoch < self.epochs:
-                loss = self._one_epoch(losses())
+                loss = self._one_epoch(losses(self._epoch))
                 self._epoch += 1
                 checkpoint.keep(self.name, self._state())
                 monitor.epoch(self._epoch, {"loss": loss, **scalars()})
