@@ -124,7 +124,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
             length in time.
     """
     right, exits, agreed, traces_right = [], [], [], []
-    row_steps, seconds, planning, example = 0, 0.0, 0.0, None
+    row_steps, seconds, planning, operations = 0, 0.0, 0.0, None
     for x, labels in calibration.batches(snn, loader, progress, "evaluate"):
         if not labels.numel():
             continue
@@ -134,15 +134,14 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         result, seconds_of_batch = _timed(snn.infer, x)
         planning += took
         seconds += seconds_of_batch
-        if example is None:
-            example = x.narrow(snn.time_dim ^ 1 if snn.input == "sequence" else 0, 0, 1)
-            plans = bool(tensors(memory))
+        if not right and tensors(memory):
+            operations = _operations(snn, x, labels.numel())
         row_steps += result.steps_executed
         right.append((result.predictions == labels).cpu())
         exits.append(result.timesteps.cpu())
         agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy, memory).cpu())
         traces_right.append((trace.argmax(2) == labels).cpu())
-    if example is None:
+    if not right:
         raise CalibrationError("the loader yielded no sample.")
     if len({len(steps) for steps in traces_right}) > 1:
         raise CalibrationError("the batches have sequences of different lengths; pad them to one.")
@@ -159,17 +158,14 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         average_exit_time=average_exit_time(per_step),
         empirical_average_exit_time=empirical_average_exit_time(per_step),
         agreement=float(torch.cat(agreed).double().mean()),
-        policy_cost=_policy_cost(snn, example, planning, seconds) if plans else None,
+        policy_cost=operations and PolicyCost(*operations, planning, planning / max(seconds, 1e-12)),
     )
 
 
-def _policy_cost(snn: EarlyExitWrapper, example: Tensor, planning: float, seconds: float) -> PolicyCost:
-    return PolicyCost(
-        operations=count_operations(lambda: snn.plan(example)),
-        network_operations=count_operations(lambda: snn.trace(example)),
-        seconds=planning,
-        share_of_seconds=planning / seconds if seconds > 0 else 0.0,
-    )
+def _operations(snn: EarlyExitWrapper, x: Tensor, n: int) -> tuple[int, int]:
+    """Multiply-accumulates for one row: of planning, and of the spiking network at full T."""
+    one_row = x.narrow(snn.time_dim ^ 1 if snn.input == "sequence" else 0, 0, 1)
+    return count_operations(lambda: snn.plan(x)) // n, count_operations(lambda: snn.trace(one_row))
 
 
 def average_exit_time(right: Tensor) -> float:
