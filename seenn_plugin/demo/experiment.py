@@ -48,7 +48,7 @@ class Effort:
     repeats: int = 3
 
 
-QUICK = Effort(epochs=2, policy_epochs=3, rounds=3, samples=12, repeats=1)
+QUICK = Effort(epochs=2, policy_epochs=1, rounds=3, samples=12, repeats=1)
 
 
 @dataclass(frozen=True)

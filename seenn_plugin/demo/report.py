@@ -62,9 +62,10 @@ def _cost_of_policy(outcome: Outcome) -> list[str]:
     cost = outcome.evaluation.policy_cost
     if cost is None:
         return []
+    operations, seconds = 100 * cost.share_of_operations, 100 * cost.share_of_seconds
     return [
-        f"Planning takes {100 * cost.share_of_operations:.2f} % of the operations at full T,",
-        f"  {100 * cost.share_of_seconds:.0f} % of the time of early exit at batch {max(BATCH_SIZES)}, {outcome.network}",
+        f"Planning takes {operations:.2f} % of the operations at full T,",
+        f"  {seconds:.0f} % of the time of early exit at batch {max(BATCH_SIZES)}, {outcome.network}",
     ]
 
 
