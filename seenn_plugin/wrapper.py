@@ -50,8 +50,8 @@ class EarlyExitWrapper(nn.Module):
 
     Args:
         model: a one-step or multi-step network of a framework with an adapter (SpikingJelly, snnTorch, ...).
-        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``, or a
-            :class:`~seenn_plugin.policies.Policy` class or instance.
+        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``,
+            ``"rl"`` (after :meth:`fit_policy`), or a :class:`~seenn_plugin.policies.Policy` class or instance.
         timesteps: T, the most timesteps that a row may take. For static input, if not given, read from the model's
             ``T`` or ``num_steps``; for a sequence, the length of its time axis.
         input: ``"static"``: ``[N, ...]``, shown at every timestep; ``"sequence"``: one frame for each timestep.

@@ -398,6 +398,30 @@ def test_a_bad_policy_network_is_refused(answer, says):
         fitted(wrapped(RLPolicy(NoLogits(answer))))
 
 
+def test_a_loader_that_is_used_up_is_refused():
+    with pytest.raises(CalibrationError, match="yields nothing when it is iterated again"):
+        wrapped().fit_policy(iter(TRAIN.batches()), VALIDATION.batches(), beta=1.0, augmented=True)
+
+
+def test_the_time_axis_may_be_the_second():
+    first = fitted(frames_policy(), **QUICK)
+    second = EarlyExitWrapper(reader(), RLPolicy(policy_net()), input="sequence", time_dim=1, readout="last")
+    turned = [[(x.transpose(0, 1), labels) for x, labels in data.batches()] for data in (TRAIN, VALIDATION)]
+    second.fit_policy(*turned, beta=1.0, **QUICK)
+    assert torch.equal(weights(first), weights(second))
+    assert torch.equal(second.infer(TEST.frames.transpose(0, 1)).timesteps, first.infer(TEST.frames).timesteps)
+
+
+def test_several_frames_are_seen_and_waited_for():
+    snn = fitted(frames_policy(2), epochs=15)
+    assert snn.policy.fitted_for.row_shape == (2 * FEATURES,)
+    assert int(snn.infer(TEST.frames).timesteps.min()) >= 2
+
+
+def frames_policy(frames: int = 1) -> EarlyExitWrapper:
+    return wrapped(RLPolicy(policy_net(frames * FEATURES, T + 1 - frames), frames=frames))
+
+
 def test_settings_say_all_mistakes_at_once():
     with pytest.raises(PolicyError) as caught:
         FitSettings.of({"amp": "fp8", "seed": -1, "entropy_bonus": float("nan"), "nonsense": 1})

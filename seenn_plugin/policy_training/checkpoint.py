@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ class Checkpoint:
         running = self._content["running"]
         return running["state"] if running and running["name"] == name else None
 
-    def keep(self, name: str, state: dict[str, Any]) -> None:
-        """Write the state of the run under way."""
+    def keep(self, name: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the state of the run under way, which is asked for only if it is written."""
         if self._path is not None:
-            self._content["running"] = {"name": name, "state": state}
+            self._content["running"] = {"name": name, "state": state()}
             self._write(self._path)
 
     def finish(self, name: str, result: dict[str, Any]) -> None:

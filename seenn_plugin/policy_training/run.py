@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..errors import CalibrationError
 from .checkpoint import Checkpoint
 from .monitor import Monitor
 
@@ -99,7 +99,7 @@ class Run:
             while self._epoch < self.epochs:
                 loss = self._one_epoch(losses(self._epoch))
                 self._epoch += 1
-                checkpoint.keep(self.name, self._state())
+                checkpoint.keep(self.name, self._state)
                 monitor.epoch(self._epoch, {"loss": loss, **scalars()})
 
     def _one_epoch(self, losses: Losses) -> float:
@@ -112,12 +112,17 @@ class Run:
             self._scaler.step(self._optimizer)
             self._scaler.update()
             total, rows = total + loss.detach() * n, rows + n
+        if not rows:
+            raise CalibrationError(
+                "the training loader yields nothing when it is iterated again: give a list or a DataLoader, not a "
+                "generator."
+            )
         self._schedule.step()
-        return float(total) / max(rows, 1)
+        return float(total) / rows
 
     def _state(self) -> dict[str, Any]:
         device = self._precision.device
-        state = {
+        return {
             "epoch": self._epoch,
             "modules": {name: module.state_dict() for name, module in self._modules.items()},
             "optimizer": self._optimizer.state_dict(),
@@ -126,7 +131,6 @@ class Run:
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
-        return copy.deepcopy(state)  # what training goes on changing must not change what was kept
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._epoch = state["epoch"]

@@ -41,6 +41,11 @@ class Target:
         assert self.average_timesteps is not None
         return point.mean_timesteps <= self.average_timesteps + 1e-9
 
+    def _advice(self) -> str:
+        if self.average_timesteps is not None:
+            return "cost='linear' reaches earlier exits than cost='exponential'."
+        return "More refinements, more epochs, or samples that the network gets wrong at first may help."
+
     def best(self, points: list[P]) -> P:
         """The fewest mean timesteps that keep the accuracy, or the highest accuracy within the mean timesteps.
 
@@ -52,7 +57,7 @@ class Target:
             tried = "; ".join(f"{100 * p.accuracy:.2f} % at {p.mean_timesteps:.3f}" for p in points)
             raise CalibrationError(
                 f"no policy that was tried meets the target, {self}. Accuracy and mean timesteps of those tried: "
-                f"{tried}."
+                f"{tried}. {self._advice()}"
             )
         if self.max_accuracy_drop is not None:
             return min(meeting, key=lambda point: (point.mean_timesteps, -point.accuracy))
