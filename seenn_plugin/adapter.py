@@ -99,6 +99,22 @@ class Rows:
         self.inputs = self.inputs.index_copy(row_dim, index, inputs)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a model answers in its own run.
+
+    Attributes:
+        outputs: each with how it is made of the outputs of the timesteps: ``"stack"`` (``[T, n, ...]``: all of them),
+            or the name of a readout (``[n, ...]``: one answer).
+        timesteps: the timesteps that the model made.
+        state: :meth:`Adapter.inspect` at its end; ``None`` if the model does not leave it behind.
+    """
+
+    outputs: tuple[tuple[Tensor, str], ...]
+    timesteps: int
+    state: list[Tensor] | None
+
+
 class Adapter(ABC):
     """One spiking network as a machine that can be advanced in time, row by row.
 
@@ -116,6 +132,11 @@ class Adapter(ABC):
     """The import package that must be installed, if any."""
     extra: ClassVar[str | None] = None
     """The extra of this distribution that installs the framework, if any."""
+
+    timesteps: int | None = None
+    """What the caller of the wrapper said: the most timesteps that a row may take."""
+    time_dim: int = 0
+    """What the caller of the wrapper said: the time axis of his sequences, and so that of a model that takes them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -153,10 +174,20 @@ class Adapter(ABC):
         """All that the rows carry, in tensors with rows on dimension 0: the checks compare it. May be empty."""
         return []
 
-    def reference(
-        self, inputs: Tensor, sequence: bool, timesteps: int
-    ) -> tuple[tuple[Tensor, ...], list[Tensor]] | None:
-        """The model's own run, as its users make it: outputs ``[T, n, ...]``, and :meth:`inspect` at its end."""
+    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> Reference | None:
+        """The model's own run, as its users make it."""
+        return None
+
+    def answer(self, inputs: Tensor, sequence: bool) -> str | None:
+        """How the model itself makes one answer of its timesteps, as the name of a readout.
+
+        ``"last"`` where the output of a timestep is the answer to all timesteps so far; ``None`` if the model leaves it
+        to its users.
+        """
+        return None
+
+    def own_timesteps(self, inputs: Tensor, sequence: bool) -> int | None:
+        """How many timesteps the model makes of such input by itself; ``None`` if its users say."""
         return None
 
     def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:

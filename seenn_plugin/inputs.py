@@ -22,11 +22,11 @@ def guess_timesteps(model: nn.Module) -> int | None:
     return next((value for value in values if type(value) is int and value >= 1), None)
 
 
-def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timesteps: int | None) -> tuple[Tensor, int]:
+def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timesteps: int | None) -> Tensor:
     """Check an input and bring it into the engine's form.
 
     Returns:
-        ``[N, ...]`` (static) or ``[T, N, ...]`` (sequence), and the number of timesteps to make.
+        ``[N, ...]`` (static) or ``[T, N, ...]`` (sequence).
 
     Raises:
         InputError: wrong type, rank, dtype, device, or length of the time axis.
@@ -40,8 +40,7 @@ def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timeste
             raise InputError(
                 f"static input is [N, ...] with at least 2 dimensions, not {shape}; add the batch dimension: x[None]."
             )
-        assert timesteps is not None
-        return x, timesteps
+        return x
     if x.ndim < 3:
         raise InputError(
             f"a sequence is {_axes(time_dim)} with at least 3 dimensions, not {shape}: the time axis or the batch "
@@ -57,7 +56,7 @@ def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timeste
             f"{time_dim} the "
             f"time axis? Pass time_dim={1 - time_dim} for {_axes(1 - time_dim)}, or a larger timesteps."
         )
-    return x.transpose(0, time_dim), length
+    return x.transpose(0, time_dim)
 
 
 def _axes(time_dim: int) -> str:

@@ -7,7 +7,7 @@ looking (:mod:`seenn_plugin.discovery`), not by a list of classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,20 +15,35 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, Rows
-from .discovery import discover, left_over
-from .errors import ModelRefused
+from .adapter import Adapter, Reference, Rows
+from .discovery import PROBED_ROWS, discover, left_over
+from .errors import InputError, ModelRefused
+from .loop_stepper import find_loop_stepper
 from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, undo, write
-from .signature import state_arguments
+from .probing import probe_rows
+from .signature import REQUIRED, state_arguments
 from .state_map import StateMap
+from .stepper import CallStepper, Stepper
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How rows of one kind are stepped, and where their state lies."""
+
+    stepper: Stepper
+    state_map: StateMap
 
 
 @dataclass
 class _Memory:
-    """State of some rows: one value for each carried cell of the map, then one for each state argument."""
+    """State of some rows: one value for each carried cell of the map, then one for each value of the stepper."""
 
-    state_map: StateMap
+    kind: _Kind
     values: list[Any]
+
+    @property
+    def state_map(self) -> StateMap:
+        return self.kind.state_map
 
 
 class ModuleAdapter(Adapter):
@@ -39,19 +54,21 @@ class ModuleAdapter(Adapter):
 
     registers: ClassVar[tuple[str, ...]] = ("_buffers",)
     """Names of the dictionary attributes in which modules register state, entry by entry."""
+    neurons: Collection[nn.Module] = ()
+    """The modules of the model that hold state, where :meth:`meet` finds them: by their calls a time loop is found."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.state_arguments = state_arguments(model)
         self._modules: tuple[nn.Module, ...] = ()
         self._fingerprint: Any = None
-        self._maps: dict[Any, StateMap] = {}
+        self._kinds: dict[Any, _Kind] = {}
         self._advancing = False
         self.fingerprint(modules_of(model))
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found belongs to the very modules it was found in: a copy looks again.
-        return {**self.__dict__, "_modules": (), "_fingerprint": None, "_maps": {}, "_advancing": False}
+        return {**self.__dict__, "_modules": (), "_fingerprint": None, "_kinds": {}, "_advancing": False}
 
     # -- what a framework's adapter fills in ---------------------------------------------------------------------
 
@@ -109,21 +126,37 @@ class ModuleAdapter(Adapter):
     # -- the four abilities ---------------------------------------------------------------------------------------
 
     def begin(self, inputs: Tensor, sequence: bool) -> Rows:
-        state_map = self.state_map(inputs, sequence)
-        return Rows(inputs, sequence, _Memory(state_map, self._fresh(state_map)))
+        kind = self._kind(inputs, sequence)
+        values = self._fresh(kind, inputs)
+        if not kind.stepper.takes_frames:  # the rows carry what the loop reads of the input: do not keep it twice
+            inputs, sequence = inputs.new_empty(()).expand(inputs.shape[1 if sequence else 0]), False
+        return Rows(inputs, sequence, _Memory(kind, values))
 
     def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
+        stepper: Stepper = rows.memory.kind.stepper
+        if steps == 1 or not stepper.one_at_a_time:
+            return self._advance(rows, steps)
+        now, memory = rows.now, rows.memory.values
+        try:
+            return tuple(map(torch.cat, zip(*(self._advance(rows, 1) for _ in range(steps)), strict=True)))
+        except Exception:
+            rows.now, rows.memory.values = now, memory
+            raise
+
+    def _advance(self, rows: Rows, steps: int) -> tuple[Tensor, ...]:
         memory: _Memory = rows.memory
-        state_map, n = memory.state_map, len(rows)
+        state_map, stepper, n = memory.state_map, memory.kind.stepper, len(rows)
         self._assert_rows(rows)
         cut = len(state_map.carried)
         lent = [  # what the model changes in place it gets a copy of, so that the rows are whole if it raises
             map_tensors(Tensor.clone, value) if changed else value
             for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
         ]
+        frames = rows.frames(steps) if stepper.takes_frames else None
         with occupied(self.model), self._lent(state_map, lent, started=rows.youngest > 0, watched=state_map.watched):
-            outputs, arguments = self.run(rows.frames(steps), memory.values[cut:])
+            finish, arguments = stepper.advance(frames, steps, memory.values[cut:])
             values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
+            outputs = finish()
         if any(output.shape[:2] != (steps, n) for output in outputs):
             shapes = [tuple(output.shape) for output in outputs]
             raise ModelRefused(
@@ -137,9 +170,14 @@ class ModuleAdapter(Adapter):
     def keep(self, rows: Rows, index: Tensor) -> None:
         memory: _Memory = rows.memory
         rows.keep(index)
-        memory.values = [
-            spot.keep(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
-        ]
+        # A local variable of a time loop and a buffer of a neuron are often one tensor: it stays one.
+        kept: dict[int, Tensor] = {}
+        for i, (spot, value) in enumerate(zip(memory.state_map.spots, memory.values, strict=True)):
+            if isinstance(value, Tensor):
+                memory.values[i] = kept[id(value)] if id(value) in kept else spot.keep(value, index)
+                kept[id(value)] = memory.values[i]
+            else:
+                memory.values[i] = spot.keep(value, index)
 
     def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
         memory: _Memory = rows.memory
@@ -148,48 +186,97 @@ class ModuleAdapter(Adapter):
                 f"fresh rows cannot join rows in flight: {memory.state_map.not_refillable}.",
                 "Run them as a batch of their own.",
             )
+        fresh = [] if memory.kind.stepper.takes_frames else self._fresh(memory.kind, inputs)
+        if fresh:
+            inputs = inputs.new_empty(()).expand(index.numel())
         rows.place(index, inputs)
         memory.values = [
-            spot.refill(value, index) for spot, value in zip(memory.state_map.spots, memory.values, strict=True)
+            spot.refill(value, index, fresh[i] if fresh else spot.fresh)
+            for i, (spot, value) in enumerate(zip(memory.state_map.spots, memory.values, strict=True))
         ]
 
     def inspect(self, rows: Rows) -> list[Tensor]:
         memory: _Memory = rows.memory
         return self._seen(memory.state_map, memory.values, len(rows))
 
-    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        state_map, rows = self.state_map(inputs, sequence), Rows(inputs, sequence)
+    def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> Reference:
+        kind, n = self._kind(inputs, sequence), inputs.shape[1 if sequence else 0]
         with isolated(self.model):
             self.reset()
-            outputs, arguments = self.run_own(rows.frames(timesteps), self.fresh_arguments())
-            values = [*(cell.read() for cell in state_map.carried), *arguments]
-            return outputs, self._seen(state_map, values, len(rows))
+            own = kind.stepper.own_run(inputs, sequence, timesteps)
+            values = [*(cell.read() for cell in kind.state_map.carried), *own.arguments]
+            state = self._seen(kind.state_map, values, n) if own.keeps_state else None
+        return Reference(own.outputs, own.timesteps, state)
 
     @staticmethod
     def _seen(state_map: StateMap, values: list[Any], n: int) -> list[Tensor]:
         return [t for spot, v in zip(state_map.spots, values, strict=True) for t in spot.seen_by_rows(v, n)]
 
+    def answer(self, inputs: Tensor, sequence: bool) -> str | None:
+        return self._kind(inputs, sequence).stepper.answer
+
+    def own_timesteps(self, inputs: Tensor, sequence: bool) -> int | None:
+        return self._kind(inputs, sequence).stepper.timesteps
+
     def explain(self) -> dict[str, str]:
-        if not self._maps:
+        if not self._kinds:
             return {}
-        found = next(reversed(self._maps.values()))
-        return {"state": found.describe(), "fresh rows": found.not_refillable or "can join rows in flight"}
+        found = next(reversed(self._kinds.values()))
+        not_refillable = found.state_map.not_refillable
+        return {
+            **found.stepper.explain(),
+            "state": found.state_map.describe(),
+            "fresh rows": not_refillable or "can join rows in flight",
+        }
 
     # -- how ------------------------------------------------------------------------------------------------------
 
-    def state_map(self, inputs: Tensor, sequence: bool) -> StateMap:
-        """What is state in this model for rows of this shape; looked for once, and again if the model changed."""
+    def choose_stepper(self, few: Tensor, more: Tensor, sequence: bool) -> Stepper:
+        """How this kind of input is stepped, found on two small batches with different numbers of rows."""
+        one_step = any(default is REQUIRED for default in self.state_arguments.values())
+        if not self.neurons or one_step or self.takes_time():
+            return CallStepper(self)
+        return find_loop_stepper(self, few, more, sequence) or CallStepper(self)
+
+    def _kind(self, inputs: Tensor, sequence: bool) -> _Kind:
+        """What is known of rows of this shape; looked for once, and again if the model changed."""
         row = inputs.shape[2:] if sequence else inputs.shape[1:]
         modules = modules_of(self.model)
         fingerprint = (modules, self.fingerprint(modules))
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
-            self._maps.clear()
+            self._kinds.clear()
         key = (row, inputs.dtype, inputs.device, sequence)
-        found = self._maps.get(key)
-        if found is None:
-            found = self._maps[key] = discover(self, inputs, sequence)
+        found = self._kinds.get(key)
+        # A loop over the time axis is made for one length of it.
+        if found is None or (sequence and found.stepper.timesteps not in (None, len(inputs))):
+            found = self._kinds[key] = self._look_at(inputs, sequence)
         return found
+
+    def _look_at(self, inputs: Tensor, sequence: bool) -> _Kind:
+        few, more = (probe_rows(inputs, sequence, rows) for rows in PROBED_ROWS)
+        with isolated(self.model):
+            self.choose_mode(few, sequence)
+        stepper = self.choose_stepper(few, more, sequence)
+        try:
+            return _Kind(stepper, discover(self, stepper, few, more, sequence))
+        except InputError as error:
+            if sequence and self._runs_whole(few):
+                raise ModelRefused(
+                    f"{type(self.model).__name__} runs on whole sequences, not on single timesteps: {error}",
+                    "Use neurons and layers that make one timestep at a time.",
+                ) from error
+            raise
+
+    def _runs_whole(self, inputs: Tensor) -> bool:
+        """Whether the model takes a whole sequence ``[T, n, ...]`` in one call, in the layout of the caller."""
+        try:
+            with isolated(self.model):
+                self.reset()
+                self.model(inputs.transpose(0, self.time_dim))
+        except Exception:
+            return False
+        return True
 
     def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
         if modules != self._modules:
@@ -229,15 +316,12 @@ class ModuleAdapter(Adapter):
             )
         return tuple(output for output in outputs if output.ndim >= 1 and output.shape[0] == n), arguments
 
-    def fresh_values(self, state_map: StateMap) -> list[Any]:
-        """Fresh values of the carried cells and the state arguments. The cells must hold copies already."""
-        self.reset()
-        return [cell.read() for cell in state_map.carried] + list(self.fresh_arguments())
-
     def fresh_arguments(self) -> list[Any]:
         return [self.fresh_argument(default) for default in self.state_arguments.values()]
 
-    def _fresh(self, state_map: StateMap) -> list[Any]:
+    def _fresh(self, kind: _Kind, inputs: Tensor) -> list[Any]:
+        """Fresh values for the carried cells and for the stepper."""
+        state_map = kind.state_map
         with occupied(self.model):
             # Lend copies: reset() may write in place. What it owns it need not see: a large leftover is not copied.
             before = [
@@ -245,8 +329,11 @@ class ModuleAdapter(Adapter):
                 for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
             ]
             copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
-            with self._lent(state_map, copies, started=False, watched=()):
-                values = self.fresh_values(state_map)
+            watched = () if kind.stepper.takes_frames else state_map.watched
+            with self._lent(state_map, copies, started=False, watched=watched):
+                self.reset()
+                arguments = kind.stepper.start(inputs)
+                values = [*(cell.read() for cell in state_map.carried), *arguments]
         for spot, value in zip(state_map.spots, values, strict=True):
             if not spot.owned and spot.row_tensors(value):
                 raise left_over(spot.label, spot.row_tensors(value)[0])

@@ -35,7 +35,7 @@ class _Absent:
 
 
 ABSENT: Final = _Absent()
-_PLAIN = (Tensor, int, float, bool, str, type(None), _Absent)
+_PLAIN = (Tensor, int, float, bool, str, type(None), _Absent, range, slice, torch.dtype, torch.device)
 _OCCUPIED: Final = "_seenn_occupied_by"
 _MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"_buffers"}) | {_OCCUPIED}
 

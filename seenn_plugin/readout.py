@@ -179,24 +179,68 @@ def make_readout(choice: ReadoutChoice) -> Readout | None:
     raise ReadoutError(f"readout must be a name, a Readout or a function [t, n, ...] -> [n, C], not {choice!r}.")
 
 
-def choose_readout(steps: Sequence[Outputs]) -> tuple[Readout, str]:
-    """Pick a readout by looking at the outputs of all timesteps of a few rows, and say why.
+def choose_readout(steps: Sequence[Outputs], answer: str | None, chosen: Readout | None) -> tuple[Readout, str]:
+    """The caller's readout, or the model's own, or one picked by looking at the outputs of a few rows; and why.
 
     Spikes are counted; membrane potentials are read as they are; currents are averaged, as the field does with the
     output of a linear head. Spikes of a silent output layer say nothing, so the membrane beside them is read.
+
+    Args:
+        steps: outputs of all timesteps of a few rows.
+        answer: how the model makes one answer of its timesteps, as the name of a readout; ``None`` if it does not.
+        chosen: the caller's choice, if there is one.
+
+    Raises:
+        ReadoutError: the caller's choice is for outputs of single timesteps, which this model does not give.
     """
-    answer = torch.stack([outputs[0] for outputs in steps])
-    answer = answer[answer.isfinite()]
-    spiking = bool(((answer >= 0) & (answer <= 1)).all())
+    if chosen is not None:
+        if answer == LastReadout.name and not isinstance(chosen, LastReadout | MembraneReadout):
+            raise ReadoutError(
+                f"readout {chosen.name!r} reads the outputs of single timesteps, and this model returns one answer to "
+                "all timesteps so far; use readout='auto'."
+            )
+        return chosen, "chosen by the caller"
+    if answer is not None:
+        readout = make_readout(answer)
+        assert readout is not None
+        how = "it is the model's answer to the timesteps so far" if answer == LastReadout.name else "as the model does"
+        return readout, how
+    first = torch.stack([outputs[0] for outputs in steps])
+    first = first[first.isfinite()]
+    spiking = bool(((first >= 0) & (first <= 1)).all())
     if not spiking:
         return MeanReadout(), "the outputs are currents (real numbers): their mean over time"
-    if len(steps[0]) > 1 and steps[0][-1].shape == steps[0][0].shape and not answer.any():
+    if len(steps[0]) > 1 and steps[0][-1].shape == steps[0][0].shape and not first.any():
         return (
             MembraneReadout(),
             "the output neurons do not spike, and their membrane potential is returned: its last value",
         )
-    binary = bool(((answer == 0) | (answer == 1)).all())
+    binary = bool(((first == 0) | (first == 1)).all())
     return SumReadout(), f"the outputs are {'spikes (0 or 1)' if binary else 'firing rates in [0, 1]'}: their count"
+
+
+def spike_lead(readout: Readout, steps: Sequence[Outputs]) -> float | None:
+    """How far ahead in the decision logits a class is that alone spikes half of the time; ``None`` for currents.
+
+    Args:
+        steps: outputs of all timesteps of a few rows.
+    """
+    timesteps = len(steps)
+    made = torch.stack([outputs[0] for outputs in steps])
+    if isinstance(readout, SumReadout) and bool(((made >= 0) & (made <= 1)).all()):
+        spike = float(made.max())
+        return timesteps / 2 * (spike if spike and _is_binary(made, spike) else 1.0)
+    if isinstance(readout, LastReadout):  # a count so far, or one divided by T
+        made = torch.cat([made[:1], made.diff(dim=0)])
+        spike = float(made.max())
+        return timesteps / 2 * spike if 0 < spike <= 1 and _is_binary(made, spike) else None
+    if isinstance(readout, MeanReadout):
+        return 0.5 if made.any() and _is_binary(made, 1.0) else None
+    return None
+
+
+def _is_binary(values: Tensor, height: float) -> bool:
+    return bool((((values - height).abs() < 1e-5) | (values.abs() < 1e-5)).all())
 
 
 def read(readout: Readout, outputs: Outputs, timestep: Tensor, memory: Any) -> tuple[Tensor, Any]:

@@ -16,12 +16,31 @@ _STATE_NAME: Final = re.compile(
     r"((mem|membrane|spk|spike|syn|state|hidden|carry)s?(\d+|_\w+)?|[hcuv]x?(\d+|_\w+)?)"
 )
 
+_TIMESTEPS_NAME: Final = re.compile(
+    r"T|((num|n|nb|number_of|max|total|sim|simulation)_?)?(time_?)?steps|(num|n)_?timesteps?|time_?window|seq_?len(gth)?"
+)
+
+
+def call_keywords(model: nn.Module, timesteps: int | None) -> dict[str, int]:
+    """The argument by which a ``forward`` that makes all timesteps is told how many, if it has one.
+
+    Args:
+        timesteps: their number; if ``None``, the argument keeps its default.
+    """
+    named = list(inspect.signature(model.forward).parameters.values())[1:]
+    return {p.name: timesteps for p in named if timesteps is not None and _tells_timesteps(p.name)}
+
+
+def _tells_timesteps(name: str) -> bool:
+    return _TIMESTEPS_NAME.fullmatch(name) is not None
+
 
 def state_arguments(model: nn.Module) -> dict[str, Any]:
     """The arguments of ``model.forward`` after the input that carry state, with their defaults.
 
-    A required argument can only be a state: a one-step network is called with one input. An argument that defaults
-    to ``None`` is one if it is named as states are (``mem1``, ``syn``, ``state``, ``hidden``, ``h_0``, ...).
+    A required argument can only be a state (a one-step network is called with one input), or the number of timesteps
+    (``num_steps``, ``T``, ...) of a network that makes them all. An argument that defaults to ``None`` is a state if it
+    is named as states are (``mem1``, ``syn``, ``state``, ``hidden``, ``h_0``, ...).
     """
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
@@ -31,5 +50,6 @@ def state_arguments(model: nn.Module) -> dict[str, Any]:
     return {
         p.name: p.default
         for p in named[1:]
-        if p.default is REQUIRED or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
+        if (p.default is REQUIRED and not _tells_timesteps(p.name))
+        or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
     }

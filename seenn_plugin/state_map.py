@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from .module_state import Cell, leaves, map_tensors
+from .module_state import Cell, leaves
 
 Place = tuple[dict[Any, Any], Any]
 """A dictionary of a module, and a key in it."""
@@ -26,7 +27,7 @@ class Spot:
         row_dim: the dimension that holds the rows; ``None`` if all rows share the value.
         ndims: the ranks of its tensors once the first timestep is made.
         owned: whether the framework's reset brings it to its fresh value.
-        counts_rows: whether it is the number of rows itself.
+        counts: which of its leaves are the number of rows itself.
         fresh: its value before the first timestep, as the framework's reset leaves it.
     """
 
@@ -34,57 +35,66 @@ class Spot:
     row_dim: int | None
     ndims: frozenset[int]
     owned: bool
-    counts_rows: bool
+    counts: frozenset[int]
     fresh: Any
-
-    @property
-    def fill(self) -> Any:
-        """The fresh value of one row: what the framework starts from, or 0 where it starts from nothing."""
-        if isinstance(self.fresh, Tensor):
-            return self.fresh if self.fresh.numel() else 0.0
-        return float(self.fresh) if isinstance(self.fresh, int | float) else 0.0
 
     def row_tensors(self, value: Any) -> list[Tensor]:
         """The tensors in ``value`` that hold rows; none before the first timestep has made them."""
-        if self.row_dim is None:
-            return []
-        return [t for t in leaves(value) if isinstance(t, Tensor) and t.ndim in self.ndims and t.numel()]
+        return [leaf for leaf in leaves(value) if self._has_rows(leaf)]
+
+    def _has_rows(self, leaf: Any) -> bool:
+        return self.row_dim is not None and isinstance(leaf, Tensor) and leaf.ndim in self.ndims and leaf.numel() > 0
 
     def seen_by_rows(self, value: Any, n: int) -> list[Tensor]:
         """What each of ``n`` rows sees of ``value``, in tensors with rows on dimension 0."""
         if self.row_dim is not None:
             return [t.movedim(self.row_dim, 0) for t in self.row_tensors(value)]
-        shared = [] if self.counts_rows else [v for v in leaves(value) if isinstance(v, Tensor | int | float)]
+        shared = [
+            v for i, v in enumerate(leaves(value)) if isinstance(v, Tensor | int | float) and i not in self.counts
+        ]
         return [torch.as_tensor(v).flatten().expand(n, -1) for v in shared]
 
     def row_counts(self, value: Any) -> list[int]:
         """The number of rows of each of :meth:`row_tensors`."""
-        return [] if self.row_dim is None else [t.shape[self.row_dim] for t in self.row_tensors(value)]
+        return [t.shape[self.row_dim or 0] for t in self.row_tensors(value)]
 
     def keep(self, value: Any, index: Tensor) -> Any:
         """``value`` for the rows at ``index``."""
-        if self.counts_rows:
-            return index.numel()
+        if self.row_dim is None and not self.counts:
+            return value
+        if isinstance(value, Tensor):
+            return value.index_select(self.row_dim or 0, index) if self._has_rows(value) else value
+        parts, spec = pytree.tree_flatten(value)
+        for i, part in enumerate(parts):
+            if self._has_rows(part):
+                parts[i] = part.index_select(self.row_dim or 0, index)
+            elif i in self.counts:
+                parts[i] = index.numel()
+        return pytree.tree_unflatten(parts, spec)
+
+    def refill(self, value: Any, index: Tensor, fresh: Any) -> Any:
+        """``value`` with ``fresh`` rows at ``index``.
+
+        Args:
+            value: of the rows in flight.
+            index: long ``[m]``.
+            fresh: the same of ``m`` fresh rows, or of one; where it holds nothing yet, frameworks start from 0.
+        """
         if self.row_dim is None:
             return value
-        dim = self.row_dim
-        return map_tensors(lambda t: t.index_select(dim, index) if t.ndim in self.ndims and t.numel() else t, value)
+        parts, spec = pytree.tree_flatten(value)
+        new = leaves(fresh)
+        if len(new) != len(parts):
+            new = [new[0] if len(new) == 1 else None] * len(parts)
+        parts = [self._refill(a, index, b) if self._has_rows(a) else a for a, b in zip(parts, new, strict=True)]
+        return pytree.tree_unflatten(parts, spec)
 
-    def refill(self, value: Any, index: Tensor) -> Any:
-        """``value`` with fresh rows at ``index``."""
-        if self.row_dim is None:
-            return value
-        dim, fill = self.row_dim, self.fill
-
-        def fresh(tensor: Tensor) -> Tensor:
-            if tensor.ndim not in self.ndims or not tensor.numel():
-                return tensor
-            if isinstance(fill, Tensor):
-                shape = [*tensor.shape[:dim], index.numel(), *tensor.shape[dim + 1 :]]
-                return tensor.index_copy(dim, index, fill.to(tensor).expand(shape))
-            return tensor.index_fill(dim, index, fill)
-
-        return map_tensors(fresh, value)
+    def _refill(self, tensor: Tensor, index: Tensor, fresh: Any) -> Tensor:
+        dim = self.row_dim or 0
+        if isinstance(fresh, Tensor) and fresh.numel():
+            shape = [*tensor.shape[:dim], index.numel(), *tensor.shape[dim + 1 :]]
+            return tensor.index_copy(dim, index, fresh.to(tensor).expand(shape))
+        return tensor.index_fill(dim, index, float(fresh) if isinstance(fresh, int | float) else 0.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class StateMap:
         unread: places that are written and never read, with the NaN to put there: should one be read after all, the
             answer is NaN and not silently another row's.
         watched: the stores in which nothing else may be written.
-        spots: one for each carried cell, then one for each state argument.
+        spots: one for each carried cell, then one for each value of the stepper.
         changed_in_place: for each carried cell, whether the model changes its value rather than replacing it.
         monitors: labels of what is written and never read.
         not_refillable: why fresh rows cannot join rows in flight; empty if they can.

@@ -25,9 +25,9 @@ def rows_agree(left: Tensor, right: Tensor, row_dim: int = 0) -> Tensor:
     if left.shape != right.shape:
         raise ValueError(f"cannot compare shapes {tuple(left.shape)} and {tuple(right.shape)}")
     close = torch.isclose(left, right, rtol=RTOL, atol=ATOL, equal_nan=True)
-    return close.movedim(row_dim, 0).flatten(1).all(1)
+    return close.movedim(row_dim, 0).reshape(close.shape[row_dim], -1).all(1)
 
 
 def largest_difference(left: Tensor, right: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape; 0 for empty ones."""
-    return float((left - right).detach().abs().max()) if left.numel() else 0.0
+    return float((left.double() - right.double()).detach().abs().max()) if left.numel() else 0.0

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from . import calibration as _calibration
@@ -23,16 +22,18 @@ from .module_state import isolated, modules_of
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
 from .policies.combined import leaves, map_leaves, networks
 from .probing import check_rows
-from .readout import Readout, ReadoutChoice, SumReadout, choose_readout, make_readout
+from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
+from .time_loop import has_loop
 
 
 @dataclass(frozen=True)
 class _Look:
     """What the first look at a kind of input settled."""
 
+    timesteps: int
     readout: Readout
     readout_reason: str
-    counts_spikes: bool
+    lead: float | None  # of spikes, see readout.spike_lead
     no_logits: Tensor  # of no rows, [0, C]: number of classes, dtype and device
     checks: tuple[CheckResult, ...]
 
@@ -53,7 +54,8 @@ class EarlyExitWrapper(nn.Module):
         policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``,
             ``"rl"`` (after :meth:`fit_policy`), or a :class:`~seenn_plugin.policies.Policy` class or instance.
         timesteps: T, the most timesteps that a row may take. For static input, if not given, read from the model's
-            ``T`` or ``num_steps``; for a sequence, the length of its time axis.
+            ``T`` or ``num_steps``, or what the time loop inside its ``forward`` makes; for a sequence, the length of
+            its time axis.
         input: ``"static"``: ``[N, ...]``, shown at every timestep; ``"sequence"``: one frame for each timestep.
         time_dim: the time axis of a sequence: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
         adapter: name, class or instance of the adapter, where the guess is wrong.
@@ -92,21 +94,19 @@ class EarlyExitWrapper(nn.Module):
         for name, value in (("timesteps", timesteps), ("chunk", chunk)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be an integer of at least 1, not {value!r}.")
-        if timesteps is None and input == "static":
-            timesteps = guess_timesteps(model)
-            if timesteps is None:
-                raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
         self.model = model
         self.policy = make_policy(policy)
         if isinstance(self.policy, FixedPolicy) and timesteps is not None and self.policy.timesteps > timesteps:
             raise PolicyError(f"FixedPolicy({self.policy.timesteps}) is later than timesteps={timesteps}.")
-        self.timesteps = timesteps
+        self.timesteps = guess_timesteps(model) if timesteps is None and input == "static" else timesteps
         self.input: InputKind = input
         self.time_dim = time_dim
         self.chunk = chunk
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        if self.timesteps is None and input == "static" and not has_loop(model):
+            raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
         self.calibration: _calibration.Calibration | None = None
         self.policy_fit: policy_training.PolicyFit | None = None
         self._looks: dict[Any, _Look] = {}
@@ -134,14 +134,14 @@ class EarlyExitWrapper(nn.Module):
             InputError: the input does not fit.
             ModelRefused: the model cannot be stepped row by row with the right answer.
         """
-        inputs, timesteps = self._rows(x)
-        n = inputs.shape[1 if self._is_sequence else 0]
-        if n == 0:
-            return self._empty(inputs, timesteps)
-        look = self._look(inputs, timesteps)
-        memory = start_rows(self.policy, inputs, self._is_sequence, timesteps, look.classes)
+        inputs = self._rows(x)
+        if inputs.shape[1 if self._is_sequence else 0] == 0:
+            look = self._look_at(inputs, check=False)
+            return engine.no_rows(look.no_logits)
+        look = self._look(inputs)
+        memory = self._start(inputs, look)
         return engine.infer(
-            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, timesteps, self.chunk
+            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
         )
 
     def plan(self, x: Tensor) -> Any:
@@ -151,16 +151,17 @@ class EarlyExitWrapper(nn.Module):
             For ``"rl"`` a :class:`~seenn_plugin.policies.Plan`: ``.timesteps`` long ``[N]`` and ``.score`` ``[N]``.
             ``None`` for a policy that decides on logits alone; for combined policies, a tuple of these.
         """
-        inputs, timesteps = self._rows(x)
-        return start_rows(self.policy, inputs, self._is_sequence, timesteps, self._look(inputs, timesteps).classes)
+        inputs = self._rows(x)
+        return self._start(inputs, self._look(inputs))
 
     def trace(self, x: Tensor) -> Tensor:
         """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
-        inputs, timesteps = self._rows(x)
+        inputs = self._rows(x)
         if inputs.shape[1 if self._is_sequence else 0] == 0:
-            return self._empty(inputs, timesteps).logits.expand(timesteps, 0, -1)
-        readout = self._look(inputs, timesteps).readout
-        return engine.trace(self.adapter, readout, inputs, self._is_sequence, timesteps, self.chunk)
+            look = self._look_at(inputs, check=False)
+            return look.no_logits.expand(look.timesteps, 0, -1)
+        look = self._look(inputs)
+        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps, self.chunk)
 
     def calibrate(
         self,
@@ -255,15 +256,14 @@ class EarlyExitWrapper(nn.Module):
         """How this model is stepped: adapter, state, readout, policy, checks, and why it is refused if it is."""
         page = Explanation(type(self.model).__name__, self.adapter.name)
         try:
-            inputs, timesteps = self._rows(x)
-            axes = "a sequence, one frame per timestep" if self._is_sequence else "static, shown at every timestep"
-            page.facts["input"] = f"{axes}; {timesteps} timesteps, {self.chunk} at a time"
-            self._look(inputs, timesteps)
+            look = self._look(self._rows(x))
         except SeennError as error:
             page.refused = str(error)
-        page.facts |= self.adapter.explain()
-        if page.refused is None:
-            look = self._look(inputs, timesteps)
+            page.facts |= self.adapter.explain()
+        else:
+            axes = "a sequence, one frame per timestep" if self._is_sequence else "static, shown at every timestep"
+            page.facts["input"] = f"{axes}; {look.timesteps} timesteps, {self.chunk} at a time"
+            page.facts |= self.adapter.explain()
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
             page.facts["classes"] = str(look.classes)
             page.facts["policy"] = str(self.policy)
@@ -303,35 +303,52 @@ class EarlyExitWrapper(nn.Module):
     def _is_sequence(self) -> bool:
         return self.input == "sequence"
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, int]:
+    def _rows(self, x: Tensor) -> Tensor:
+        # The adapter may be shared with another wrapper, whose caller says other things of time.
+        self.adapter.timesteps, self.adapter.time_dim = self.timesteps, self.time_dim
         return as_rows(x, self.model, self.input, self.time_dim, self.timesteps)
 
-    def _look(self, inputs: Tensor, timesteps: int) -> _Look:
-        """Readout, classes and checks for this kind of input, from the first batch of the kind."""
+    def _look(self, inputs: Tensor) -> _Look:
+        """Timesteps, readout, classes and checks for this kind of input, from the first batch of the kind."""
         row = inputs.shape[2:] if self._is_sequence else inputs.shape[1:]
+        length = len(inputs) if self._is_sequence else self.timesteps
         modules = modules_of(self.model)
         refuse_training_mode(self.model, modules)
-        key = (row, inputs.dtype, inputs.device, self.chunk, self.readout, modules, self.adapter.fingerprint(modules))
+        fingerprint = self.adapter.fingerprint(modules)
+        key = (row, length, inputs.dtype, inputs.device, self.chunk, self.readout, modules, fingerprint)
         look = self._looks.get(key)
         if look is None:
-            look = self._looks[key] = self._look_at(inputs, timesteps, self.check)
-        settled = self.policy.settle(timesteps, look.classes, look.counts_spikes)
+            look = self._looks[key] = self._look_at(inputs, self.check)
+        settled = self.policy.settle(look.classes, look.lead)
         if settled is not self.policy:
             self.policy = settled
         return look
 
-    def _look_at(self, inputs: Tensor, timesteps: int, check: bool) -> _Look:
+    def _start(self, inputs: Tensor, look: _Look) -> Any:
+        return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)
+
+    def _look_at(self, inputs: Tensor, check: bool) -> _Look:
+        refuse_training_mode(self.model, self.model.modules())
         rows = check_rows(inputs, self._is_sequence)
+        timesteps = self._timesteps_of(inputs)
         with isolated(self.model):
             checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, self.chunk) if check else []
             steps = advance_to(self.adapter, self.adapter.begin(rows, self._is_sequence), timesteps, self.chunk)
-            readout, reason = (self.readout, "chosen by the caller") if self.readout else choose_readout(steps)
+            answer = self.adapter.answer(rows, self._is_sequence)
+            readout, reason = choose_readout(steps, answer, self.readout)
             logits = read_all(readout, steps)
-        counts_spikes = isinstance(readout, SumReadout) and all(bool(((o[0] >= 0) & (o[0] <= 1)).all()) for o in steps)
-        return _Look(readout, reason, counts_spikes, logits[0, :0], tuple(checks))
+        return _Look(timesteps, readout, reason, spike_lead(readout, steps), logits[0, :0], tuple(checks))
 
-    def _empty(self, inputs: Tensor, timesteps: int) -> ExitResult:
-        """The result of no rows: the number of classes is found with made-up ones."""
-        refuse_training_mode(self.model, self.model.modules())
-        logits = self._look_at(inputs, timesteps, check=False).no_logits
-        return ExitResult(logits, torch.zeros(0, dtype=torch.long, device=logits.device), logits.new_zeros(0), 0)
+    def _timesteps_of(self, inputs: Tensor) -> int:
+        """T for this input: the length of a sequence; what the caller said; or what the model makes by itself."""
+        if self._is_sequence:
+            return len(inputs)
+        own = self.adapter.own_timesteps(inputs, False)
+        if own is None and self.timesteps is None:
+            raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
+        if own is not None and self.timesteps is not None and self.timesteps > own:
+            raise InputError(
+                f"timesteps={self.timesteps}, and {type(self.model).__name__} makes {own} by itself; make the model "
+                "longer, or leave timesteps out."
+            )
+        return self.timesteps or own or 0

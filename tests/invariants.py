@@ -29,7 +29,7 @@ from seenn_plugin.policies import (
 from seenn_plugin.testing import ModelRaised, Snapshot, raising
 from seenn_plugin.tolerance import largest_difference, rows_agree
 
-from .reference import Outputs, Runner, exit_alone, outputs_alone, trace_alone
+from .reference import Outputs, Runner, decision_logits, exit_alone, outputs_alone, trace_alone
 
 FIRING = (0.02, 0.6)
 """Firing rates between which a network is worth a test: silence and saturation hide mistakes."""
@@ -230,7 +230,11 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
                 running = [running[place] for place in staying]
                 if running:
                     adapter.keep(rows, torch.tensor(staying))
+    own = adapter.answer(case.inputs, case.sequence)
     for row, outputs in made.items():
+        if own is not None:  # the case knows the answers so far
+            steps = [(output.unsqueeze(0),) for output in outputs]
+            outputs = [decision_logits(steps[:t], own) for t in range(1, len(steps) + 1)]
         wanted = torch.cat([case.answers[row][t][0] for t in range(len(outputs))])
         assert_agree(torch.stack(outputs), wanted, f"row {row} in a place that others had", "the same row alone")
 

@@ -547,10 +547,13 @@ def test_a_time_loop_inside_forward_is_refused_by_name(build, total):
     assert_refuses(model, lambda: snn.infer(torch.rand(3, FEATURES)), ModelRefused, "LoopInside", "forward()", "step")
 
 
-def test_a_time_loop_inside_forward_with_states_of_its_own_is_refused_by_name():
+def test_a_time_loop_inside_forward_with_states_of_its_own_is_taken_and_reads_one_answer_only():
     model = _lively(OpenLoop()).eval()
+    x = torch.rand(3, FEATURES)
+    with torch.no_grad():
+        assert torch.equal(wrap(model, "fixed", readout="auto", timesteps=1).trace(x)[0], model.lif(model.fc(x))[0])
     snn = wrap(model)
-    assert_refuses(model, lambda: snn.infer(torch.rand(3, FEATURES)), ModelRefused, "OpenLoop", "forward()", "step")
+    assert_refuses(model, lambda: snn.infer(x), ReadoutError, "'sum'", "one answer", "readout='auto'")
 
 
 class RepeatInside(nn.Module):

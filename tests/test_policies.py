@@ -153,7 +153,7 @@ def test_logits_that_are_not_finite_are_never_sure(policy, bad):
 def test_the_default_threshold_can_fire_on_spike_counts(rule, timesteps, classes):
     """A lead of half the timesteps over all other classes is enough; a temperature above 1 is never needed."""
     policy = THRESHOLDED[rule]()
-    temperature = reachable_temperature(policy, timesteps, classes)
+    temperature = reachable_temperature(policy, timesteps / 2, classes)
     assert 0 < temperature <= 1
     ready = replace(policy, temperature=temperature)
     counts = torch.zeros(1, classes)

@@ -154,7 +154,7 @@ def test_auto_counts_spikes_averages_currents_and_reads_the_membrane_of_silent_n
         (steps(spikes * 3), MeanReadout, "currents"),
         (steps(silent, membrane), MembraneReadout, "membrane"),
     ):
-        readout, why = choose_readout(outputs)
+        readout, why = choose_readout(outputs, None, None)
         assert isinstance(readout, kind)
         assert reason in why
 

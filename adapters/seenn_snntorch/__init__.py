@@ -36,8 +36,8 @@ class SnnTorchAdapter(ModuleAdapter):
 
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         neuron = _neuron_class()
-        self._neurons = {module for module in modules if neuron is not None and isinstance(module, neuron)}
-        for module in self._neurons:
+        self.neurons = {module for module in modules if neuron is not None and isinstance(module, neuron)}
+        for module in self.neurons:
             if type(module).__name__ == "SLSTM" and module.input_size != module.hidden_size:
                 warnings.warn(
                     f"SLSTM({module.input_size}, {module.hidden_size}) forgets its state at every timestep, because "
@@ -54,7 +54,7 @@ class SnnTorchAdapter(ModuleAdapter):
 
     def reset(self) -> None:
         # An empty state: every neuron makes it anew, for the rows at hand, at its next timestep.
-        for neuron in self._neurons:
+        for neuron in self.neurons:
             for key in neuron._non_persistent_buffers_set:
                 buffer = neuron._buffers[key]
                 if buffer is not None:
@@ -62,14 +62,14 @@ class SnnTorchAdapter(ModuleAdapter):
 
     def owns(self, cell: Cell) -> bool:
         return (
-            cell.module in self._neurons
+            cell.module in self.neurons
             and cell.path == ("_buffers",)
             and cell.key in cell.module._non_persistent_buffers_set
         )
 
     def is_scratch(self, cell: Cell) -> bool:
         # Neurons note their last reset signal, and some their last spikes, in plain attributes that nothing reads.
-        return cell.module in self._neurons and cell.path == () and cell.key in ("reset", "spk")
+        return cell.module in self.neurons and cell.path == () and cell.key in ("reset", "spk")
 
     def fresh_argument(self, default: Any) -> Any:
         return torch.zeros(0, device=self._device()) if default is REQUIRED else default

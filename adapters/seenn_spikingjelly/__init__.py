@@ -53,13 +53,13 @@ class SpikingJellyAdapter(ModuleAdapter):
         return memory_module is not None and any(isinstance(module, memory_module) for module in model.modules())
 
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
-        self._memory_modules: list[Any] = [module for module in modules if "_memories" in vars(module)]
+        self.neurons: list[Any] = [module for module in modules if "_memories" in vars(module)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        for module in self._memory_modules:
+        for module in self.neurons:
             module.reset()
 
     def owns(self, cell: Cell) -> bool:

@@ -92,6 +92,11 @@ def infer(
     return _in_order(exits, steps_executed)
 
 
+def no_rows(no_logits: Tensor) -> ExitResult:
+    """The result of an empty batch, from logits ``[0, C]``."""
+    return ExitResult(no_logits, torch.zeros(0, dtype=torch.long, device=no_logits.device), no_logits.new_zeros(0), 0)
+
+
 def _in_order(exits: list[tuple[Tensor, Tensor, Tensor, int]], steps_executed: int) -> ExitResult:
     """Rows back in the order of the caller's batch."""
     if len(exits) == 1:  # all left together, and in order

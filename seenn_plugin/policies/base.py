@@ -67,13 +67,12 @@ class Policy(ABC):
                 gave, ``None`` unless the policy defines it.
         """
 
-    def settle(self, timesteps: int, classes: int, counts_spikes: bool) -> Policy:
+    def settle(self, classes: int, lead: float | None) -> Policy:
         """The policy with what it leaves open settled for one network; itself if it leaves nothing open.
 
         Args:
-            timesteps: T, the most timesteps that a row may take.
             classes: C, the number of decision logits.
-            counts_spikes: whether the decision logits are spike counts.
+            lead: how far ahead a class is that alone spikes half of the time; ``None`` if the logits count no spikes.
         """
         return self
 
@@ -152,10 +151,10 @@ class ThresholdPolicy(Policy):
         score = self.scaled_score(logits)
         return Decision(score > self.threshold, score)
 
-    def settle(self, timesteps: int, classes: int, counts_spikes: bool) -> Self:
+    def settle(self, classes: int, lead: float | None) -> Self:
         if self.temperature is not None:
             return self
-        temperature = reachable_temperature(self, timesteps, classes) if counts_spikes else 1.0
+        temperature = 1.0 if lead is None else reachable_temperature(self, lead, classes)
         return replace(self, temperature=temperature)
 
 

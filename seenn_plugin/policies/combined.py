@@ -52,8 +52,8 @@ class CombinedPolicy(Policy):
         )
         return Decision(stop, score, tuple(decision.memory for decision in decisions))
 
-    def settle(self, timesteps: int, classes: int, counts_spikes: bool) -> Self:
-        settled = tuple(member.settle(timesteps, classes, counts_spikes) for member in self.members)
+    def settle(self, classes: int, lead: float | None) -> Self:
+        settled = tuple(member.settle(classes, lead) for member in self.members)
         if all(new is old for new, old in zip(settled, self.members, strict=True)):
             return self
         return replace(self, members=settled)

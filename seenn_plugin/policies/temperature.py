@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 _HALVINGS = 50
 
 
-def reachable_temperature(policy: ThresholdPolicy, timesteps: int, classes: int) -> float:
-    """A temperature, at most 1, at which a lead of T / 2 spikes over all other classes is just enough to stop.
+def reachable_temperature(policy: ThresholdPolicy, lead: float, classes: int) -> float:
+    """A temperature, at most 1, at which a lead of one logit over all others is just enough to stop.
 
     Spike counts grow by at most 1 in a timestep, so that for a small T no count reaches a threshold such as 0.9 at
     temperature 1: softmax of (4, 0, ..., 0) over 10 classes is 0.86. Returns 1 if no temperature is small enough.
     """
-    lead = torch.zeros(1, classes)
-    lead[0, 0] = timesteps / 2
+    logits = torch.zeros(1, classes)
+    logits[0, 0] = lead
 
     def stops(temperature: float) -> bool:
-        return float(replace(policy, temperature=temperature).scaled_score(lead)) > policy.threshold
+        return float(replace(policy, temperature=temperature).scaled_score(logits)) > policy.threshold
 
     low, high = 1e-3, 1.0
     if stops(high) or not stops(low):

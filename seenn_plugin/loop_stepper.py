@@ -1,0 +1,409 @@
+"""Makes the timesteps of a model that runs its own time loop inside ``forward``.
+
+The local variables at the head of the loop are state of the rows, as the tensors in the modules are: dropping a row
+drops its part of both. After each pass the statements behind the loop are run, on copies, as if the loop ended there:
+what the model's own code then returns is the output of the timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, ModelRefused, SeennError
+from .module_state import ABSENT, isolated, map_tensors, same, tensors
+from .signature import call_keywords
+from .spiking_calls import find_time_loop, noting_calls, refuse_other_loops
+from .stepper import Outputs, OwnRun, Stepper
+from .time_loop import Locals, TimeLoop
+
+if TYPE_CHECKING:
+    from .module_adapter import ModuleAdapter
+
+_SEED: Final = 20230401
+_MISFITS: Final = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError)
+_AGGREGATES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "last": lambda steps: steps[-1],
+    "sum": lambda steps: steps.sum(0),
+    "mean": lambda steps: steps.mean(0),
+    "max": lambda steps: steps.amax(0),
+}
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What is known of one of the things that ``forward`` returns.
+
+    Attributes:
+        position: its place among them.
+        time_dim: the dimension that holds the timesteps; ``None`` if it is one answer to all of them.
+        whole: whether that dimension is as long as the run from the start, so that timestep t is at t - 1.
+        made_by: how it is made of the outputs of single timesteps: ``"stack"``, or the name of a readout.
+    """
+
+    position: int
+    time_dim: int | None = None
+    whole: bool = False
+    made_by: str = "stack"
+
+    def of_timestep(self, returned: Sequence[Tensor | None], t: int) -> Tensor:
+        """The output of timestep ``t`` (counted from 1), ``[n, ...]``, from what was returned when the loop ended."""
+        tensor = returned[self.position]
+        assert tensor is not None
+        if self.time_dim is None:
+            return tensor
+        return tensor.select(self.time_dim, t - 1 if self.whole else -1)
+
+
+class LoopStepper(Stepper):
+    """Runs the loop of a model's ``forward`` one pass at a time.
+
+    Args:
+        adapter: the adapter of the model.
+        loop: its time loop.
+        time_dim: the time axis of a sequence as the model takes it; ``None`` for static input.
+    """
+
+    one_at_a_time = True
+    takes_frames = False
+
+    def __init__(self, adapter: ModuleAdapter, loop: TimeLoop, time_dim: int | None) -> None:
+        self.adapter = adapter
+        self.model = adapter.model
+        self.loop = loop
+        self.time_dim = time_dim
+        self._records: frozenset[str] = loop.appended
+        self._items: list[_Item] = []
+        self._changed_by_rest: frozenset[str] = frozenset()
+        self._changed_by_pass: frozenset[str] = frozenset()
+
+    # -- stepping -------------------------------------------------------------------------------------------------
+
+    def start(self, inputs: Tensor) -> list[Any]:
+        variables, items = self._enter(inputs)
+        carried = [_plain(variables.get(name, ABSENT)) for name in self._variables]
+        return [*([items, 0] if self.loop.reads_item else []), *carried]
+
+    def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
+        assert steps == 1
+        head = 2 if self.loop.reads_item else 0
+        item, t = (values[0][values[1]], values[1] + 1) if head else (None, 0)
+        before = dict(zip(self._variables, values[head:], strict=True))
+        after, returned = self._pass(before, item)
+        carried = [_plain(after.get(name, ABSENT)) for name in self._variables]
+        values = [*([values[0], t] if head else []), *carried]
+
+        def outputs() -> Outputs:
+            result = self._returned(returned)
+            return tuple(item.of_timestep(result, t).unsqueeze(0) for item in self._items)
+
+        return outputs, values
+
+    def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
+        returned = _results(self._call(inputs))
+        outputs = [(item, returned[item.position]) for item in self._items]
+        return OwnRun(
+            tuple(
+                (tensor if item.time_dim is None else tensor.movedim(item.time_dim, 0), item.made_by)
+                for item, tensor in outputs
+                if tensor is not None
+            ),
+            self.timesteps or timesteps,
+            [],
+            keeps_state=False,
+        )
+
+    def explain(self) -> dict[str, str]:
+        records = f"; records {', '.join(sorted(self._records))}" if self._records else ""
+        made_by = self._items[0].made_by
+        answer = "the outputs of all timesteps" if made_by == "stack" else f"one answer, read as {made_by!r}"
+        return {
+            "time loop": f"{self.loop}; {self.timesteps} timesteps{records}",
+            "what forward() returns": answer + (", each the answer so far" if self.cumulative else ""),
+        }
+
+    # -- the parts of forward() -----------------------------------------------------------------------------------
+
+    def _arguments(self, inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        x = inputs if self.time_dim is None else inputs.transpose(0, self.time_dim)
+        steps = self.adapter.timesteps if self.time_dim is None else inputs.shape[0]
+        return x, call_keywords(self.model, steps)
+
+    def _call(self, inputs: Tensor) -> Any:
+        x, keywords = self._arguments(inputs)
+        return self.model(x, **keywords)
+
+    def _enter(self, inputs: Tensor) -> tuple[Locals, list[Any]]:
+        x, keywords = self._arguments(inputs)
+        entered = self.loop.enter((self.model, x), keywords)
+        if entered is None:
+            raise ModelRefused(
+                f"{type(self.model).__name__}.forward returned before it came to its time loop, {self.loop}.",
+                "Let every input run through the loop.",
+            )
+        variables, iterable = entered
+        return variables, [_plain(item) for item in iterable]
+
+    def _pass(self, before: Locals, item: Any) -> tuple[Locals, Locals]:
+        """One pass: the local variables after it, and what the statements behind the loop are given."""
+        variables = {self._own_name: self.model}
+        for name, value in before.items():
+            if value is not ABSENT:
+                variables[name] = map_tensors(Tensor.clone if name in self._changed_by_pass else _itself, value)
+        records: dict[str, list[Any]] = {name: [] for name in self._records}
+        after = self.loop.step({**variables, **records}, item)
+        for name in self._records:
+            if after.get(name) is not records[name] or len(records[name]) != 1:
+                raise ModelRefused(
+                    f"a pass through {self.loop} appended {len(records[name])} values to {name}, and one before.",
+                    "Append to it once in every timestep.",
+                )
+        return {name: value for name, value in after.items() if name not in self._records}, after
+
+    def _returned(self, variables: Locals) -> list[Tensor | None]:
+        """What ``forward`` returns if the loop ends here."""
+        given = {self._own_name: self.model}
+        for name, value in variables.items():
+            if name in self.loop.read_after:
+                given[name] = map_tensors(Tensor.clone if name in self._changed_by_rest else _itself, value)
+        return _results(self.loop.leave(given))
+
+    @property
+    def _variables(self) -> tuple[str, ...]:
+        """The local variables that the rows carry."""
+        code = self.loop.source.function.__code__
+        local = {*code.co_varnames, *code.co_cellvars} - {self._own_name}
+        return tuple(sorted(self.loop.carried & local - self._records))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(("items", "timestep") if self.loop.reads_item else ()), *self._variables)
+
+    @property
+    def _own_name(self) -> str:
+        return self.loop.source.function.__code__.co_varnames[0]
+
+    # -- the first look -------------------------------------------------------------------------------------------
+
+    def study(self, few: Tensor, more: Tensor) -> bool:
+        """Learn from two small batches what the loop carries and how the answer is made of its timesteps.
+
+        Returns:
+            Whether the loop counts the timesteps of input of this layout.
+
+        Raises:
+            ModelRefused: it is no loop over timesteps, or its answers cannot be followed.
+        """
+        counts = []
+        for inputs in (few, more):
+            with self._fresh():
+                counts.append(self._watch(inputs))
+        if self.time_dim is not None and counts != [len(few)] * 2:
+            return False
+        if counts[0] != counts[1]:
+            raise ModelRefused(
+                f"the number of passes through {self.loop} depends on the input ({counts[0]} and {counts[1]}).",
+                "If it runs over a time axis of the input, pass input='sequence' (and time_dim).",
+            )
+        self.timesteps = counts[0]
+        found = self._find_items(few, more)
+        if found is None:  # what is returned is no simple function of the records: keep them whole
+            self._records = frozenset()
+            found = self._find_items(few, more)
+        kind = type(self.model).__name__
+        if not found or found[0].position != 0:
+            raise ModelRefused(
+                f"what {kind}.forward returns has no row for each sample.", "Return a tensor [n, C] or [T, n, C]."
+            )
+        self._items = found
+        made_by = found[0].made_by
+        self.answer, self.cumulative = (None, False) if made_by == "stack" else (made_by, made_by == "last")
+        return True
+
+    @contextmanager
+    def _fresh(self) -> Iterator[None]:
+        with isolated(self.model):
+            torch.manual_seed(_SEED)
+            self.adapter.reset()
+            yield
+
+    def _watch(self, inputs: Tensor) -> int:
+        """Run the loop once and see which variables it records in or changes in place; the number of its passes."""
+        variables, items = self._enter(inputs)
+        own = self._own_name
+        passes = []
+        records = {name for name in self._records if type(variables.get(name)) is list and not variables[name]}
+        for t, item in enumerate(items, start=1):
+            held = {name: tensors(value) for name, value in variables.items()}
+            versions = {name: [tensor._version for tensor in value] for name, value in held.items()}
+            with noting_calls(self.model, self.adapter.neurons) as calls:
+                variables = self.loop.step({own: self.model, **variables}, item)
+            passes.append(calls)
+            self._changed_by_pass |= {n for n, v in held.items() if [tensor._version for tensor in v] != versions[n]}
+            records = {name for name in records if len(variables[name]) == t}
+        refuse_other_loops(type(self.model).__name__, self.loop, passes)
+        self._records = frozenset(records)
+        return len(items)
+
+    def _find_items(self, few: Tensor, more: Tensor) -> list[_Item] | None:
+        """How each thing that is returned is made of the timesteps; ``None`` if the records must be kept whole."""
+        own, steps = self._try(few)
+        own_of_more, _ = self._try(more)
+        found = []
+        for position, (tensor, other) in enumerate(zip(own, own_of_more, strict=True)):
+            if tensor is None or other is None or tensor.ndim != other.ndim:
+                continue
+            row_dims = [d for d in range(tensor.ndim) if tensor.shape[d] != other.shape[d]]
+            if len(row_dims) == 1:
+                item = self._make_item(position, tensor, row_dims[0], steps)
+                if item is None:
+                    return None
+                if row_dims[0] == (1 if item.time_dim == 0 else 0):
+                    found.append(item)
+        return found
+
+    def _make_item(
+        self, position: int, own: Tensor, row_dim: int, steps: list[tuple[list[Tensor | None], Locals]]
+    ) -> _Item | None:
+        timesteps = len(steps)
+        made = [returned[position] for returned, _ in steps]
+        first, last = made[0], made[-1]
+        if first is None or last is None or last.ndim != own.ndim:
+            return None
+        time_dims = [d for d in range(own.ndim) if d != row_dim and own.shape[d] == timesteps] if own.ndim > 2 else []
+        for d in time_dims:  # a record of all timesteps, made before the loop and filled in it
+            if all(
+                m is not None and m.shape == own.shape and same(m.select(d, t), own.select(d, t))
+                for t, m in enumerate(made)
+            ):
+                return _Item(position, d, whole=True)
+        for d in time_dims:  # one that grows, or of which this timestep is all that there is
+            if first.shape[d] == 1 and all(first.shape[e] == own.shape[e] for e in range(own.ndim) if e != d):
+                return _Item(position, d)
+        if last.shape != own.shape:
+            return None
+        made_by = "last"
+        if self._records:
+            with self._fresh():
+                made_by = self._aggregate(position, steps[-1][1])
+        return _Item(position, made_by=made_by) if made_by else None
+
+    def _aggregate(self, position: int, variables: Locals) -> str | None:
+        """How an answer is made of those to single timesteps, seen on made-up records; ``None`` if in no simple way."""
+        timesteps = 5  # any number: what is asked is what the statements behind the loop do with a list
+        records = {n: [map_tensors(_made_up, variables[n][0]) for _ in range(timesteps)] for n in self._records}
+        try:
+            answer = self._returned({**variables, **records})[position]
+            singles = [
+                self._returned({**variables, **{name: [record[t]] for name, record in records.items()}})[position]
+                for t in range(timesteps)
+            ]
+        except Exception:  # they mind how long the list is
+            return None
+        if answer is None or any(single is None or single.shape != answer.shape for single in singles):
+            return None
+        stacked = torch.stack([single for single in singles if single is not None])
+        close = (n for n, f in _AGGREGATES.items() if torch.allclose(f(stacked).to(answer), answer, 1e-4, 1e-5))
+        return next(close, None)
+
+    def _try(self, inputs: Tensor) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
+        """What the model returns, and what it would return after each pass, with the local variables there."""
+        with self._fresh():
+            own = _results(self._call(inputs))
+        steps = []
+        with self._fresh():
+            values = self.start(inputs)
+            head = 2 if self.loop.reads_item else 0
+            for t in range(self.timesteps or 0):
+                item = values[0][t] if head else None
+                after, given = self._pass(dict(zip(self._variables, values[head:], strict=True)), item)
+                values = [*values[:head], *(_plain(after.get(name, ABSENT)) for name in self._variables)]
+                state = {name: map_tensors(Tensor.clone, given[name]) for name in given}
+                with isolated(self.model):  # the statements behind the loop may reset the neurons
+                    steps.append((self._returned_watching(given, t + 1), state))
+        return own, steps
+
+    def _returned_watching(self, variables: Locals, t: int) -> list[Tensor | None]:
+        """:meth:`_returned` after timestep ``t``, noting which variables the statements behind the loop change."""
+        given = {n: map_tensors(Tensor.clone, value) for n, value in variables.items() if n in self.loop.read_after}
+        held = {name: tensors(value) for name, value in given.items()}
+        try:
+            returned = self._returned(given)
+        except SeennError:
+            raise
+        except Exception as error:
+            raise ModelRefused(
+                f"the statements behind {self.loop} cannot run when it ends after timestep {t}: "
+                f"{type(error).__name__}: {error}.",
+                "Let them work for any number of timesteps.",
+            ) from error
+        self._changed_by_rest |= {name for name, value in held.items() if any(tensor._version for tensor in value)}
+        return returned
+
+
+def find_loop_stepper(adapter: ModuleAdapter, few: Tensor, more: Tensor, sequence: bool) -> LoopStepper | None:
+    """The stepper for a model with a time loop inside ``forward``; ``None`` if it has none.
+
+    Args:
+        adapter: the adapter of the model.
+        few: a small batch, ``[n, ...]``, or ``[T, n, ...]`` for a sequence.
+        more: one with another number of rows.
+        sequence: whether the input has a time axis.
+
+    Raises:
+        ModelRefused: it has one that cannot be split into timesteps.
+    """
+    axes = (adapter.time_dim, 1 - adapter.time_dim) if sequence else (None,)
+    for time_dim in axes:
+        x = few if time_dim is None else few.transpose(0, time_dim)
+        try:
+            keywords = call_keywords(adapter.model, len(few) if sequence else adapter.timesteps)
+            with isolated(adapter.model):
+                adapter.reset()
+                loop = find_time_loop(adapter.model, adapter.neurons, lambda x=x, k=keywords: adapter.model(x, **k))
+        except SeennError:
+            raise
+        except SeennError:
+            raise
+        except Exception as error:
+            if not sequence or isinstance(error, _MISFITS):
+                continue  # it takes no such input in one call: it makes single timesteps, or is laid out otherwise
+            kind = type(adapter.model).__name__
+            raise InputError(f"{kind} cannot run on {tuple(x.shape)}: {type(error).__name__}: {error}.") from error
+        if loop is not None:
+            stepper = LoopStepper(adapter, loop, time_dim)
+            if stepper.study(few, more):
+                return stepper
+    return None
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _made_up(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point():
+        return torch.randn_like(tensor)
+    return torch.randint_like(tensor, 0, 2)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as the rows carry it: a shape is a tuple of numbers, of which one may be the number of rows."""
+    return tuple(value) if isinstance(value, torch.Size) else value
+
+
+def _results(returned: Any) -> list[Tensor | None]:
+    """The things that ``forward`` returns, each a tensor; a list of tensors, one for each timestep, is stacked."""
+    items = returned if isinstance(returned, tuple) else (returned,)
+    return [_as_tensor(item) for item in items]
+
+
+def _as_tensor(item: Any) -> Tensor | None:
+    if isinstance(item, list | tuple) and item and all(isinstance(one, Tensor) for one in item):
+        return torch.stack(list(item)) if len({one.shape for one in item}) == 1 else None
+    return item if isinstance(item, Tensor) else None

@@ -1,0 +1,102 @@
+"""How the timesteps of a model are made: by calling it, or by running a loop that it hides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .module_adapter import ModuleAdapter
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """What a model answers in a run of all its timesteps, as its owner makes it.
+
+    Attributes:
+        outputs: outputs, and how each is made of those of the timesteps: ``"stack"`` (``[T, n, ...]``: it is all of
+            them) or the name of a readout (``[n, ...]``).
+        timesteps: the timesteps made.
+        arguments: values that it handed back, where the model takes and returns its states.
+        keeps_state: whether the state that lies in the modules afterwards is that of the last timestep.
+    """
+
+    outputs: tuple[tuple[Tensor, str], ...]
+    timesteps: int
+    arguments: list[Any]
+    keeps_state: bool
+
+
+class Stepper(ABC):
+    """Makes the timesteps of one kind of rows. The state that lies in the modules has been lent to them.
+
+    Attributes:
+        names: what the rows carry beside that, in the order of the values that :meth:`start` returns.
+        answer: how the model itself makes its one answer of the timesteps, as the name of a readout; ``None`` if it
+            returns the outputs of all timesteps.
+        cumulative: whether the output of a timestep is already the answer to all timesteps so far.
+        timesteps: how many timesteps the model makes by itself; ``None`` if its caller says.
+        one_at_a_time: whether several timesteps must be made by several calls of :meth:`advance`.
+        takes_frames: whether a timestep needs its frame of the input; else all of the input is given at the start.
+    """
+
+    answer: str | None = None
+    cumulative: bool = False
+    timesteps: int | None = None
+    one_at_a_time: bool = False
+    takes_frames: bool = True
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def start(self, inputs: Tensor) -> list[Any]:
+        """Values before the first timestep. ``inputs``: ``[n, ...]``, or ``[T, n, ...]`` for a sequence."""
+
+    @abstractmethod
+    def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
+        """Make ``steps`` timesteps of ``frames`` ``[steps, n, ...]``.
+
+        Returns:
+            A function that gives the outputs ``[steps, n, ...]``, to be called once the state has been taken out of
+            the modules (it may overwrite it), and the values after the timesteps.
+        """
+
+    @abstractmethod
+    def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
+        """The model's own run from fresh state, as its users make it."""
+
+    def explain(self) -> dict[str, str]:
+        """Facts for :meth:`EarlyExitWrapper.explain`."""
+        return {}
+
+
+class CallStepper(Stepper):
+    """Calls the model once for a timestep, or once for several of them where it takes a time axis."""
+
+    def __init__(self, adapter: ModuleAdapter) -> None:
+        self.adapter = adapter
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"argument {name}" for name in self.adapter.state_arguments)
+
+    def start(self, inputs: Tensor) -> list[Any]:
+        return self.adapter.fresh_arguments()
+
+    def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
+        assert frames is not None
+        outputs, values = self.adapter.run(frames, values)
+        return lambda: outputs, values
+
+    def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
+        frames = inputs[:timesteps] if sequence else inputs.expand(timesteps, *inputs.shape)
+        outputs, arguments = self.adapter.run_own(frames, self.adapter.fresh_arguments())
+        return OwnRun(tuple((output, "stack") for output in outputs), timesteps, arguments, keeps_state=True)
