@@ -1,6 +1,6 @@
 """SEENN-II (rl) against SEENN-I (confidence) at equal accuracy, on handwritten digits.
 
-    python benchmarks/policies/policies.py               # three seeds, about a quarter of an hour on one core
+    python benchmarks/policies/policies.py               # three seeds, a quarter of an hour on an idle core
     python benchmarks/policies/policies.py --seeds 1     # a quick look
 
 Both networks of the demo are trained anew for every seed. Every policy is set on the validation split for one and the
@@ -112,22 +112,23 @@ def at_equal_accuracy(curve: AccuracyCurve, accuracy: float) -> float | None:
 def table(rows: list[Row]) -> str:
     """Means over the seeds, and every seed below."""
     lines = [
-        "| network | policy | accuracy % | mean T | mean T of confidence at that accuracy | ms per sample | "
-        "policy: % of operations | policy: % of time |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | policy | accuracy % | mean T | mean T of confidence at that accuracy | "
+        "planning: % of operations at full T | planning: % of the time of early exit |",
+        "|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["policy"]), []).append(row)
     for (network, policy), group in groups.items():
+        policy = policy.replace("|", "\\|")
         good = [row for row in group if "accuracy" in row]
         note = f" ({len(group) - len(good)} of {len(group)} missed the target on validation)" if good != group else ""
         if not good:
-            lines.append(f"| {network} | {policy}{note} | | | | | | |")
+            lines.append(f"| {network} | {policy}{note} | | | | | |")
             continue
         lines.append(
             f"| {network} | {policy}{note} | {_spread(good, 'accuracy', 100, 2)} | {_spread(good, 'mean_timesteps')} | "
-            f"{_spread(good, 'confidence_at_equal_accuracy')} | {_spread(good, 'milliseconds_per_sample', 1, 3)} | "
+            f"{_spread(good, 'confidence_at_equal_accuracy')} | "
             f"{100 * mean(row['policy_share_of_operations'] for row in good):.2f} | "
             f"{100 * mean(row['policy_share_of_seconds'] for row in good):.1f} |"
         )
