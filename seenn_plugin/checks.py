@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, Rows
 from .engine.trace import advance_to, read_all
-from .errors import ModelRefused
+from .errors import ModelRefused, SeennError
 from .module_state import map_tensors
 from .readout import Outputs, make_readout
 from .tolerance import largest_difference, rows_agree
@@ -142,7 +142,7 @@ def _causal(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, ch
 
 
 def _alone(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int) -> CheckResult:
-    """Rows by themselves, rows in another company from the start, and half of them in yet another after the first chunk.
+    """Rows by themselves, rows in another company from the start, and half of them in yet another after a chunk.
 
     At the start one half of the rows is exchanged for copies of the other, so that the batch keeps its size and the
     arithmetic its algorithms; what counts rows or sums over them shows when half of them have left. Rows that are
@@ -173,7 +173,12 @@ def _alone(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chu
         compared += [in_place[later] | (not at_random)] * len(state)
         found += [*_flat(made), *adapter.inspect(rows)]
     for row in range(0 if at_random else n):
-        single, single_rows = _run(adapter, _row(inputs, sequence, row), sequence, timesteps, chunk)
+        try:
+            single, single_rows = _run(adapter, _row(inputs, sequence, row), sequence, timesteps, chunk)
+        except SeennError:
+            raise
+        except Exception as error:
+            return CheckResult("alone", n, n, 0.0, f"a row cannot run by itself: {type(error).__name__}: {error}")
         one = [*_flat(single), *adapter.inspect(single_rows)]
         wanted += [t[row : row + 1] for t in (*_flat(expected), *adapter.inspect(expected_rows))]
         compared += [torch.ones(1, dtype=torch.bool, device=inputs.device)] * len(one)

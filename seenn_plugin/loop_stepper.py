@@ -19,20 +19,13 @@ from .errors import InputError, ModelRefused, SeennError
 from .module_state import ABSENT, isolated, map_tensors, same, tensors
 from .signature import call_keywords
 from .spiking_calls import find_time_loop, noting_calls, refuse_other_loops
-from .stepper import Outputs, OwnRun, Stepper
+from .stepper import AGGREGATES, MISFITS, Outputs, OwnRun, Stepper, results
 from .time_loop import Locals, TimeLoop
 
 if TYPE_CHECKING:
     from .module_adapter import ModuleAdapter
 
 _SEED: Final = 20230401
-_MISFITS: Final = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError)
-_AGGREGATES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "last": lambda steps: steps[-1],
-    "sum": lambda steps: steps.sum(0),
-    "mean": lambda steps: steps.mean(0),
-    "max": lambda steps: steps.amax(0),
-}
 
 
 @dataclass(frozen=True)
@@ -81,22 +74,20 @@ class LoopStepper(Stepper):
         self._items: list[_Item] = []
         self._changed_by_rest: frozenset[str] = frozenset()
         self._changed_by_pass: frozenset[str] = frozenset()
+        self._starts_before = False  # the first timestep is made before the loop
 
     # -- stepping -------------------------------------------------------------------------------------------------
 
     def start(self, inputs: Tensor) -> list[Any]:
         variables, items = self._enter(inputs)
-        carried = [_plain(variables.get(name, ABSENT)) for name in self._variables]
-        return [*([items, 0] if self.loop.reads_item else []), *carried]
+        return [*([items, 0] if self._counts else []), *self._carried(variables)]
 
     def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
         assert steps == 1
-        head = 2 if self.loop.reads_item else 0
-        item, t = (values[0][values[1]], values[1] + 1) if head else (None, 0)
-        before = dict(zip(self._variables, values[head:], strict=True))
-        after, returned = self._pass(before, item)
-        carried = [_plain(after.get(name, ABSENT)) for name in self._variables]
-        values = [*([values[0], t] if head else []), *carried]
+        head, before = self._split(values)
+        after, returned = self._timestep(head, before)
+        t = head[1] + 1 if head else 0
+        values = [*([head[0], t] if head else []), *self._carried(after)]
 
         def outputs() -> Outputs:
             result = self._returned(returned)
@@ -105,7 +96,7 @@ class LoopStepper(Stepper):
         return outputs, values
 
     def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
-        returned = _results(self._call(inputs))
+        returned = results(self._call(inputs))
         outputs = [(item, returned[item.position]) for item in self._items]
         return OwnRun(
             tuple(
@@ -119,13 +110,34 @@ class LoopStepper(Stepper):
         )
 
     def explain(self) -> dict[str, str]:
+        early = ", the first before the loop" if self._starts_before else ""
         records = f"; records {', '.join(sorted(self._records))}" if self._records else ""
         made_by = self._items[0].made_by
         answer = "the outputs of all timesteps" if made_by == "stack" else f"one answer, read as {made_by!r}"
         return {
-            "time loop": f"{self.loop}; {self.timesteps} timesteps{records}",
+            "time loop": f"{self.loop}; {self.timesteps} timesteps{early}{records}",
             "what forward() returns": answer + (", each the answer so far" if self.cumulative else ""),
         }
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the rows carry the number of the timestep, and so share a clock."""
+        return self.loop.reads_item or self._starts_before
+
+    def _carried(self, variables: Locals) -> list[Any]:
+        return [_plain(variables.get(name, ABSENT)) for name in self._variables]
+
+    def _split(self, values: list[Any]) -> tuple[list[Any], Locals]:
+        """What the rows carry: the items of the loop and the timestep, if they carry those, and local variables."""
+        head = values[:2] if self._counts else []
+        return head, dict(zip(self._variables, values[len(head) :], strict=True))
+
+    def _timestep(self, head: list[Any], before: Locals) -> tuple[Locals, Locals]:
+        """One timestep: the local variables after it, and what the statements behind the loop are given."""
+        passes = head[1] - self._starts_before if head else 0
+        if passes < 0:  # it was made before the loop
+            return before, {name: value for name, value in before.items() if value is not ABSENT}
+        return self._pass(before, head[0][passes] if self.loop.reads_item else None)
 
     # -- the parts of forward() -----------------------------------------------------------------------------------
 
@@ -171,7 +183,7 @@ class LoopStepper(Stepper):
         for name, value in variables.items():
             if name in self.loop.read_after:
                 given[name] = map_tensors(Tensor.clone if name in self._changed_by_rest else _itself, value)
-        return _results(self.loop.leave(given))
+        return results(self.loop.leave(given))
 
     @property
     def _variables(self) -> tuple[str, ...]:
@@ -182,7 +194,7 @@ class LoopStepper(Stepper):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*(("items", "timestep") if self.loop.reads_item else ()), *self._variables)
+        return (*(("items", "timestep") if self._counts else ()), *self._variables)
 
     @property
     def _own_name(self) -> str:
@@ -234,7 +246,8 @@ class LoopStepper(Stepper):
 
     def _watch(self, inputs: Tensor) -> int:
         """Run the loop once and see which variables it records in or changes in place; the number of its passes."""
-        variables, items = self._enter(inputs)
+        with noting_calls(self.model, self.adapter.neurons) as before:
+            variables, items = self._enter(inputs)
         own = self._own_name
         passes = []
         records = {name for name in self._records if type(variables.get(name)) is list and not variables[name]}
@@ -247,8 +260,10 @@ class LoopStepper(Stepper):
             self._changed_by_pass |= {n for n, v in held.items() if [tensor._version for tensor in v] != versions[n]}
             records = {name for name in records if len(variables[name]) == t}
         refuse_other_loops(type(self.model).__name__, self.loop, passes)
-        self._records = frozenset(records)
-        return len(items)
+        in_loop = {call.neuron for calls in passes for call in calls}
+        self._starts_before = bool(in_loop) and in_loop <= {call.neuron for call in before}
+        self._records = frozenset() if self._starts_before else frozenset(records)
+        return len(items) + self._starts_before
 
     def _find_items(self, few: Tensor, more: Tensor) -> list[_Item] | None:
         """How each thing that is returned is made of the timesteps; ``None`` if the records must be kept whole."""
@@ -308,21 +323,20 @@ class LoopStepper(Stepper):
         if answer is None or any(single is None or single.shape != answer.shape for single in singles):
             return None
         stacked = torch.stack([single for single in singles if single is not None])
-        close = (n for n, f in _AGGREGATES.items() if torch.allclose(f(stacked).to(answer), answer, 1e-4, 1e-5))
+        close = (n for n, f in AGGREGATES.items() if torch.allclose(f(stacked).to(answer), answer, 1e-4, 1e-5))
         return next(close, None)
 
     def _try(self, inputs: Tensor) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
         """What the model returns, and what it would return after each pass, with the local variables there."""
         with self._fresh():
-            own = _results(self._call(inputs))
+            own = results(self._call(inputs))
         steps = []
         with self._fresh():
             values = self.start(inputs)
-            head = 2 if self.loop.reads_item else 0
             for t in range(self.timesteps or 0):
-                item = values[0][t] if head else None
-                after, given = self._pass(dict(zip(self._variables, values[head:], strict=True)), item)
-                values = [*values[:head], *(_plain(after.get(name, ABSENT)) for name in self._variables)]
+                head, before = self._split(values)
+                after, given = self._timestep(head, before)
+                values = [*([head[0], t + 1] if head else []), *self._carried(after)]
                 state = {name: map_tensors(Tensor.clone, given[name]) for name in given}
                 with isolated(self.model):  # the statements behind the loop may reset the neurons
                     steps.append((self._returned_watching(given, t + 1), state))
@@ -368,10 +382,8 @@ def find_loop_stepper(adapter: ModuleAdapter, few: Tensor, more: Tensor, sequenc
                 loop = find_time_loop(adapter.model, adapter.neurons, lambda x=x, k=keywords: adapter.model(x, **k))
         except SeennError:
             raise
-        except SeennError:
-            raise
         except Exception as error:
-            if not sequence or isinstance(error, _MISFITS):
+            if not sequence or isinstance(error, MISFITS):
                 continue  # it takes no such input in one call: it makes single timesteps, or is laid out otherwise
             kind = type(adapter.model).__name__
             raise InputError(f"{kind} cannot run on {tuple(x.shape)}: {type(error).__name__}: {error}.") from error
@@ -395,15 +407,3 @@ def _made_up(tensor: Tensor) -> Tensor:
 def _plain(value: Any) -> Any:
     """``value`` as the rows carry it: a shape is a tuple of numbers, of which one may be the number of rows."""
     return tuple(value) if isinstance(value, torch.Size) else value
-
-
-def _results(returned: Any) -> list[Tensor | None]:
-    """The things that ``forward`` returns, each a tensor; a list of tensors, one for each timestep, is stacked."""
-    items = returned if isinstance(returned, tuple) else (returned,)
-    return [_as_tensor(item) for item in items]
-
-
-def _as_tensor(item: Any) -> Tensor | None:
-    if isinstance(item, list | tuple) and item and all(isinstance(one, Tensor) for one in item):
-        return torch.stack(list(item)) if len({one.shape for one in item}) == 1 else None
-    return item if isinstance(item, Tensor) else None

@@ -17,7 +17,7 @@ _STATE_NAME: Final = re.compile(
 )
 
 _TIMESTEPS_NAME: Final = re.compile(
-    r"T|((num|n|nb|number_of|max|total|sim|simulation)_?)?(time_?)?steps|(num|n)_?timesteps?|time_?window|seq_?len(gth)?"
+    r"T|time_?step|((num|n|nb|number_of|max|total|sim|simulation)_?)?(time_?)?steps|(num|n)_?timesteps?|time_?window|seq_?len(gth)?"
 )
 
 
@@ -28,10 +28,11 @@ def call_keywords(model: nn.Module, timesteps: int | None) -> dict[str, int]:
         timesteps: their number; if ``None``, the argument keeps its default.
     """
     named = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: timesteps for p in named if timesteps is not None and _tells_timesteps(p.name)}
+    return {p.name: timesteps for p in named if timesteps is not None and tells_timesteps(p.name)}
 
 
-def _tells_timesteps(name: str) -> bool:
+def tells_timesteps(name: str) -> bool:
+    """Whether an argument or an attribute of this name is customarily the number of timesteps."""
     return _TIMESTEPS_NAME.fullmatch(name) is not None
 
 
@@ -50,6 +51,6 @@ def state_arguments(model: nn.Module) -> dict[str, Any]:
     return {
         p.name: p.default
         for p in named[1:]
-        if (p.default is REQUIRED and not _tells_timesteps(p.name))
+        if (p.default is REQUIRED and not tells_timesteps(p.name))
         or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
     }

@@ -5,14 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .module_adapter import ModuleAdapter
 
 Outputs = tuple[Tensor, ...]
+MISFITS: Final = (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError)
+"""What a model raises on input of a shape that it does not take; anything else is an error of its own."""
+AGGREGATES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "last": lambda steps: steps[-1],
+    "sum": lambda steps: steps.sum(0),
+    "mean": lambda steps: steps.mean(0),
+    "max": lambda steps: steps.amax(0),
+}
+"""How one answer may be made of those to single timesteps ``[T, n, ...]``, by the name of the readout that does it."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +110,15 @@ class CallStepper(Stepper):
         frames = inputs[:timesteps] if sequence else inputs.expand(timesteps, *inputs.shape)
         outputs, arguments = self.adapter.run_own(frames, self.adapter.fresh_arguments())
         return OwnRun(tuple((output, "stack") for output in outputs), timesteps, arguments, keeps_state=True)
+
+
+def results(returned: Any) -> list[Tensor | None]:
+    """The things that ``forward`` returns, each a tensor; a list of tensors, one for each timestep, is stacked."""
+    items = returned if isinstance(returned, tuple) else (returned,)
+    return [_as_tensor(item) for item in items]
+
+
+def _as_tensor(item: Any) -> Tensor | None:
+    if isinstance(item, list | tuple) and item and all(isinstance(one, Tensor) for one in item):
+        return torch.stack(list(item)) if len({one.shape for one in item}) == 1 else None
+    return item if isinstance(item, Tensor) else None

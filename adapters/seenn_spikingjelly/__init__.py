@@ -7,6 +7,7 @@ not exist. Both generations keep state in ``_memories``, so one adapter serves b
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -14,15 +15,22 @@ from torch import Tensor, nn
 
 from seenn_plugin.errors import ModelRefused
 from seenn_plugin.module_adapter import ModuleAdapter
-from seenn_plugin.module_state import Cell
+from seenn_plugin.module_state import Cell, tensors
+from seenn_plugin.stepper import Stepper
 from seenn_plugin.tolerance import rows_agree
+
+from .multi_step import RECURRENT_STATE, find_stepper
+from .neuron_step import NeuronSteps
 
 StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
+_LEGACY = "spikingjelly.clock_driven"
 
 
-def _memory_class() -> type | None:
-    return getattr(sys.modules.get(f"{_PACKAGE}.base"), "MemoryModule", None)
+def _memory_classes() -> tuple[type, ...]:
+    """Those that hold state: the framework's, and that of the time before there were step modes."""
+    bases = (sys.modules.get(f"{package}.base") for package in (_PACKAGE, _LEGACY))
+    return tuple(base.MemoryModule for base in bases if base is not None)
 
 
 class SpikingJellyAdapter(ModuleAdapter):
@@ -49,26 +57,37 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     @classmethod
     def claims(cls, model: nn.Module) -> bool:
-        memory_module = _memory_class()
-        return memory_module is not None and any(isinstance(module, memory_module) for module in model.modules())
+        memory_classes = _memory_classes()
+        return any(isinstance(module, memory_classes) for module in model.modules())
 
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         self.neurons: list[Any] = [module for module in modules if "_memories" in vars(module)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
+        self._neuron_steps = NeuronSteps(modules)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_neuron_steps": NeuronSteps()}
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        for module in self.neurons:
-            module.reset()
+        # As functional.reset_net does, which goes beyond the framework's own modules.
+        for module in self.model.modules():
+            reset = getattr(module, "reset", None)
+            if callable(reset):
+                reset()
+            vars(module).pop(RECURRENT_STATE, None)
 
     def owns(self, cell: Cell) -> bool:
-        return cell.path == ("_memories",)
+        return cell.path == ("_memories",) or cell.key == RECURRENT_STATE
 
     def writes_nothing(self, module: nn.Module) -> bool:
         # The framework's layers without memory, and its surrogate functions.
         known = type(module).__module__.startswith((f"{_PACKAGE}.layer", f"{_PACKAGE}.surrogate"))
         return super().writes_nothing(module) or (known and "_memories" not in vars(module))
+
+    def quickened(self) -> AbstractContextManager[None]:
+        return self._neuron_steps.lent()
 
     # -- time -----------------------------------------------------------------------------------------------------
 
@@ -93,6 +112,10 @@ class SpikingJellyAdapter(ModuleAdapter):
     def takes_time(self) -> bool:
         return self.step_mode == "m"
 
+    def choose_stepper(self, few: Tensor, more: Tensor, sequence: bool) -> Stepper:
+        found = find_stepper(self, few, more, sequence) if self.takes_time() else None
+        return found or super().choose_stepper(few, more, sequence)
+
     def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
         super().fingerprint(modules)
         return tuple(holder["_step_mode"] for holder in self._step_mode_holders)
@@ -113,15 +136,16 @@ class SpikingJellyAdapter(ModuleAdapter):
         before = [holder["_step_mode"] for holder in attributes]
         frames = torch.stack([inputs[0], inputs[-1]]) if sequence else torch.stack([inputs, inputs.flip(-1)])
         try:
-            expected, _ = self._run_from_reset(frames, own)
+            expected = self._run_from_reset(frames, own)
             sys.modules[f"{_PACKAGE}.functional"].set_step_mode(self.model, other)
             switch = [
                 (holder, holder["_step_mode"])
                 for holder, mode in zip(attributes, before, strict=True)
                 if holder["_step_mode"] != mode
             ]
-            found, _ = self._run_from_reset(frames, other)
-            if all(bool(rows_agree(a, b, row_dim=1).all()) for a, b in zip(expected, found, strict=True)):
+            found = self._run_from_reset(frames, other)
+            shapes = [[tensor.shape for tensor in run] for run in (expected, found)]
+            if shapes[0] == shapes[1] and all(map(_agree, expected, found)):
                 self._switches[other] = switch
         except Exception:  # it cannot be switched (or not run at all, which discovery will say)
             return
@@ -129,9 +153,11 @@ class SpikingJellyAdapter(ModuleAdapter):
             for holder, mode in zip(attributes, before, strict=True):
                 holder["_step_mode"] = mode
 
-    def _run_from_reset(self, frames: Tensor, mode: StepMode) -> tuple[tuple[Tensor, ...], list[Any]]:
+    def _run_from_reset(self, frames: Tensor, mode: StepMode) -> list[Tensor]:
+        """The outputs, and all memories afterwards: spikes may be alike by chance, or for lack of any."""
         self.reset()
-        return self._run_as_it_lies(frames, self.fresh_arguments(), mode)
+        outputs, _ = self._run_as_it_lies(frames, self.fresh_arguments(), mode)
+        return [*outputs, *tensors([memory for node in self.neurons for memory in node._memories.values()])]
 
     def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
         preferred: StepMode = "s" if frames.shape[0] == 1 else "m"
@@ -178,11 +204,17 @@ class SpikingJellyAdapter(ModuleAdapter):
         }
 
 
+def _agree(left: Tensor, right: Tensor) -> bool:
+    return bool(rows_agree(left.reshape(1, -1), right.reshape(1, -1)).all())
+
+
 def _outermost_step_modes(module: nn.Module) -> list[StepMode]:
     """Step modes of the stateful modules, or of the multi-step containers around them, met first from the root."""
     attributes = vars(module)
     if "_memories" in attributes:
-        return [attributes["_step_mode"]]
+        # In clock_driven a node takes sequences or single frames by its name, and cannot be switched.
+        legacy: StepMode = "m" if type(module).__name__.startswith("MultiStep") else "s"
+        return [attributes.get("_step_mode", legacy)]
     takes_time = attributes.get("_step_mode") == "m" or _is_multi_step_only(module)
     if takes_time and any("_memories" in vars(inner) for inner in module.modules()):
         return ["m"]

@@ -68,12 +68,14 @@ def infer(
             leave = stop.nonzero().squeeze(1)
             if not leave.numel():
                 continue
+            if leave.numel() == where.numel():  # the usual end of a small batch: nobody is left to be told apart
+                exits.append((where, logits, score, t))
+                where = where[:0]
+                break
             exits.append((where[leave], logits[leave], score[leave], t))
             stay = (~stop).nonzero().squeeze(1)
             where = where[stay]
             staying = stay if staying is None else staying[stay]
-            if not stay.numel():
-                break
             readout_memory = map_tensors(lambda memory, stay=stay: memory.index_select(0, stay), readout_memory)
             exiting.keep(stay)
         if not where.numel():

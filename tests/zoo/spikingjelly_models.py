@@ -1348,7 +1348,17 @@ SEQUENCES: list[Entry] = [
 ]
 
 LOOPS: list[Entry] = [
-    entry("loop over frames, sum", LoopAndSum, IMAGE, 5, shown(1), TRUNK[0], f"{TRUNK[1]}, fc", **sequence(1)),
+    entry(
+        "loop over frames, sum",
+        LoopAndSum,
+        IMAGE,
+        5,
+        shown(1),
+        TRUNK[0],
+        f"{TRUNK[1]}, fc",
+        **sequence(1),
+        **SHARED_CLOCK,
+    ),
     entry(
         "loop over frames, rate",
         LoopAndRate,
@@ -1358,8 +1368,19 @@ LOOPS: list[Entry] = [
         f"{TRUNK[0]}, out",
         f"{TRUNK[1]}, fc, out",
         **sequence(1),
+        **SHARED_CLOCK,
     ),
-    entry("loop over time first, sum", LoopOverFrames, IMAGE, 4, shown(0), TRUNK[0], f"{TRUNK[1]}, fc", **sequence(0)),
+    entry(
+        "loop over time first, sum",
+        LoopOverFrames,
+        IMAGE,
+        4,
+        shown(0),
+        TRUNK[0],
+        f"{TRUNK[1]}, fc",
+        **sequence(0),
+        **SHARED_CLOCK,
+    ),
     entry(
         "loop over a still image, mean",
         LoopOverStill,
@@ -1390,8 +1411,19 @@ LOOPS: list[Entry] = [
         part_of_the_whole(told("T")),
         "conv.0, conv.3, fc.2",
         "conv.0, conv.2, conv.3, fc.1, fc.2",
+        **SHARED_CLOCK,
     ),
-    entry("loop and stack, mean", LoopAndStack, IMAGE, 4, shown(1), TRUNK[0], f"{TRUNK[1]}, fc", **sequence(1)),
+    entry(
+        "loop and stack, mean",
+        LoopAndStack,
+        IMAGE,
+        4,
+        shown(1),
+        TRUNK[0],
+        f"{TRUNK[1]}, fc",
+        **sequence(1),
+        **SHARED_CLOCK,
+    ),
     entry(
         "loop, all timesteps",
         LoopThatReturnsAll,
@@ -1412,6 +1444,7 @@ LOOPS: list[Entry] = [
         "lif",
         "fc1, recurrent, lif, filter, fc2",
         **sequence(1),
+        **SHARED_CLOCK,
     ),
     entry("loop, largest in a local", LargestInALocal, VECTOR, 5, told("T"), "node", "fc1, node, fc2, readout"),
     entry(
@@ -1423,6 +1456,7 @@ LOOPS: list[Entry] = [
         "recurrent.sub_module, feedback.sub_module",
         "fc1, recurrent, feedback, fc2",
         **sequence(1),
+        **SHARED_CLOCK,
     ),
     entry(
         "loop, delay",
