@@ -19,7 +19,7 @@ from .errors import InputError, OptionalDependencyError, PolicyError, SeennError
 from .loading import UsageError, load_data, load_model
 from .metrics import evaluate
 from .naming import unknown_name
-from .policies import ALIASES, FixedPolicy, Policy, make_policy
+from .policies import ALIASES, FixedPolicy, Policy, RLPolicy, make_policy
 from .wrapper import EarlyExitWrapper
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _POLICY_OPTIONS = {
     "temperature": "temperature",
     "patience": "patience",
     "fixed_timesteps": "timesteps",
+    "policy_folder": "folder",
 }
 
 
@@ -82,6 +83,7 @@ def _parser() -> ArgumentParser:
     demo = ArgumentParser(description="Two small networks on handwritten digits, with and without early exit.")
     demo.add_argument("--seed", type=int, default=0, help="draws the splits, the first weights, the order of training")
     demo.add_argument("--out", default="seenn-demo", help="folder for report.json and figure.png")
+    demo.add_argument("--policy", default="confidence", help=", ".join(sorted(ALIASES)))
     demo.add_argument("--quick", action="store_true", help="train for a few epochs only, to see that all works")
     commands.add_subcommand("demo", demo, help="train, calibrate and measure two small networks")
 
@@ -112,6 +114,7 @@ def _add_model_options(command: ArgumentParser) -> None:
     add("--temperature", type=float, help="the logits are divided by it before they are scored")
     add("--patience", type=int, help="for --policy patience: timesteps with the same answer")
     add("--fixed_timesteps", type=int, help="for --policy fixed: timesteps of every sample")
+    add("--policy_folder", help="for --policy rl: what RLPolicy.save has written")
     add("--input", default="static", help="static: [N, ...] at every timestep; sequence: one frame per timestep")
     add("--time_dim", type=int, default=0, help="time axis of a sequence: 0 for [T, N, ...], 1 for [N, T, ...]")
     add("--readout", default="auto", help="auto, sum, mean, last, membrane, max or first_spike")
@@ -129,7 +132,7 @@ Answer = tuple[int, str, dict[str, Any]]
 def _demo(options: Any) -> int:
     from .demo import run
 
-    run(options.out, options.seed, options.quick, say=_say)
+    run(options.out, options.seed, options.quick, say=_say, policy=options.policy)
     return 0
 
 
@@ -146,7 +149,13 @@ def _evaluate(options: Any) -> Answer:
         f"row-steps       {result.row_steps}",
         f"throughput      {result.throughput:.1f} samples per second",
     ]
-    return 0, "\n".join(page), {**result.to_dict(), "settings": settings(snn.policy)}
+    if result.policy_cost is not None:
+        cost = result.policy_cost
+        page.append(
+            f"planning        {100 * cost.share_of_operations:.2f} % of the operations at full T, "
+            f"{100 * cost.share_of_seconds:.1f} % of the time"
+        )
+    return 0, "\n".join(page), {**result.to_dict(), "settings": _as_options(snn.policy, options)}
 
 
 def _calibrate(options: Any) -> Answer:
@@ -198,22 +207,31 @@ def _explain(options: Any) -> Answer:
 def settings(policy: Policy) -> dict[str, Any]:
     """A built-in policy as command-line options, without those left open."""
     name = next(alias for alias, kind in ALIASES.items() if kind is type(policy))
-    values = asdict(policy) if is_dataclass(policy) else {}
     options = {own: option for option, own in _POLICY_OPTIONS.items()}
-    return {"policy": name} | {options[own]: value for own, value in values.items() if value is not None}
+    known = {options[own]: value for own, value in policy.settings().items() if own in options and value is not None}
+    return {"policy": name} | known
 
 
 def _policy(options: Any) -> Policy:
     kind = type(make_policy(options.policy))
-    known = {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    known = {"folder"} if kind is RLPolicy else {field.name for field in fields(kind)} if is_dataclass(kind) else set()
     given = {option: options[option] for option in _POLICY_OPTIONS if options[option] is not None}
     for option in given:
         if _POLICY_OPTIONS[option] not in known:
             valid = [f"--{name}" for name, own in _POLICY_OPTIONS.items() if own in known]
             raise PolicyError(f"policy {options.policy!r}: {unknown_name('option', f'--{option}', valid)}")
-    if kind is FixedPolicy and not given:
-        raise PolicyError("policy 'fixed' needs --fixed_timesteps.")
+    for required, needed in ((FixedPolicy, "fixed_timesteps"), (RLPolicy, "policy_folder")):
+        if kind is required and needed not in given:
+            raise PolicyError(f"policy {options.policy!r} needs --{needed}.")
+    if kind is RLPolicy:
+        return RLPolicy.load(options.policy_folder)
     return kind(**{_POLICY_OPTIONS[option]: value for option, value in given.items()})
+
+
+def _as_options(policy: Policy, options: Any) -> dict[str, Any]:
+    """:func:`settings`, with the folder that a fitted policy came from."""
+    folder = {"policy_folder": options.policy_folder} if options.policy_folder else {}
+    return settings(policy) | folder
 
 
 def _wrapped(options: Any) -> EarlyExitWrapper:

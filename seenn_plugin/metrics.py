@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,36 @@ from torch import Tensor
 
 from . import calibration
 from .errors import CalibrationError
-from .policies import Policy, exit_timesteps
+from .module_state import tensors
+from .operations import count_operations
+from .policies import Policy, RLPolicy, exit_timesteps
+from .policy_training import Recording, outcome, plan_all, record
 from .tolerance import rows_agree
 
 if TYPE_CHECKING:
     from .wrapper import EarlyExitWrapper
+
+
+@dataclass(frozen=True)
+class PolicyCost:
+    """What planning costs, for a policy that looks at the input before the first timestep.
+
+    Attributes:
+        operations: multiply-accumulates of the plan for one row.
+        network_operations: multiply-accumulates of the spiking network for one row at full T, counted densely.
+        seconds: wall clock of planning for all samples, part of :attr:`Evaluation.seconds`.
+        share_of_seconds: of the wall clock of the early-exit run.
+    """
+
+    operations: int
+    network_operations: int
+    seconds: float
+    share_of_seconds: float
+
+    @property
+    def share_of_operations(self) -> float:
+        """Of the spiking network's operations at full T."""
+        return self.operations / self.network_operations if self.network_operations else float("inf")
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,7 @@ class Evaluation:
         empirical_average_exit_time: mean first right timestep, T for rows that are never right.
         agreement: fraction of rows whose exit and answer are those of the policy on the full trace. Below 1 only by
             rounding at a decision boundary.
+        policy_cost: what planning costs; ``None`` for policies that decide on logits alone, within a timestep.
     """
 
     samples: int
@@ -48,6 +74,7 @@ class Evaluation:
     average_exit_time: float
     empirical_average_exit_time: float
     agreement: float
+    policy_cost: PolicyCost | None = None
 
     @property
     def throughput(self) -> float:
@@ -97,21 +124,22 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
             length in time.
     """
     right, exits, agreed, traces_right = [], [], [], []
-    row_steps, seconds = 0, 0.0
+    row_steps, seconds, planning, operations = 0, 0.0, 0.0, None
     for x, labels in calibration.batches(snn, loader, progress, "evaluate"):
         if not labels.numel():
             continue
         trace = snn.trace(x)  # first, so that the look at a new kind of input is not timed
         calibration.check_labels(labels, trace.shape[2])
-        _synchronise(x)
-        start = perf_counter()
-        result = snn.infer(x)
-        _synchronise(x)
-        seconds += perf_counter() - start
+        memory, took = _timed(snn.plan, x)
+        result, seconds_of_batch = _timed(snn.infer, x)
+        planning += took
+        seconds += seconds_of_batch
+        if not right and tensors(memory):
+            operations = _operations(snn, x, labels.numel())
         row_steps += result.steps_executed
         right.append((result.predictions == labels).cpu())
         exits.append(result.timesteps.cpu())
-        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy).cpu())
+        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy, memory).cpu())
         traces_right.append((trace.argmax(2) == labels).cpu())
     if not right:
         raise CalibrationError("the loader yielded no sample.")
@@ -130,7 +158,14 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         average_exit_time=average_exit_time(per_step),
         empirical_average_exit_time=empirical_average_exit_time(per_step),
         agreement=float(torch.cat(agreed).double().mean()),
+        policy_cost=operations and PolicyCost(*operations, planning, planning / max(seconds, 1e-12)),
     )
+
+
+def _operations(snn: EarlyExitWrapper, x: Tensor, n: int) -> tuple[int, int]:
+    """Multiply-accumulates for one row: of planning, and of the spiking network at full T."""
+    one_row = x.narrow(snn.time_dim ^ 1 if snn.input == "sequence" else 0, 0, 1)
+    return count_operations(lambda: snn.plan(x)) // n, count_operations(lambda: snn.trace(one_row))
 
 
 def average_exit_time(right: Tensor) -> float:
@@ -154,17 +189,36 @@ def accuracy_curve(
     """Accuracy against mean timesteps for every setting of a policy's dial, from one pass over the data.
 
     Args:
-        policy: the policy whose dial is turned; by default the wrapper's own, at its temperature.
+        policy: the policy whose dial is turned; by default the wrapper's own, at its temperature. The settings of a
+            fitted ``"rl"`` policy are those of its frontier (``snn.policy_fit``).
     """
+    if policy is None and isinstance(snn.policy, RLPolicy) and snn.policy_fit is not None:
+        recording = record(snn, snn.policy, loader, progress)
+        points = [_on(recording, point.policy) for point in snn.policy_fit.frontier]
+        return AccuracyCurve(tuple(sorted(points, key=lambda p: p.mean_timesteps)), tuple(recording.accuracy))
     trace, labels = calibration.record(snn, loader, progress)
     points = calibration.curve(policy or snn.policy, trace, labels)
     return AccuracyCurve(tuple(points), tuple(calibration.accuracy_per_timestep(trace, labels)))
 
 
-def _agrees(logits: Tensor, timesteps: Tensor, trace: Tensor, policy: Policy) -> Tensor:
+def _on(recording: Recording, policy: RLPolicy) -> calibration.OperatingPoint:
+    exits, right = outcome(plan_all(policy, recording), recording)
+    return calibration.OperatingPoint(policy, float(right.double().mean()), float(exits.double().mean()))
+
+
+def _timed(call: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, float]:
+    """What a call returns, and the seconds that it takes."""
+    _synchronise(x)
+    start = perf_counter()
+    answer = call(x)
+    _synchronise(x)
+    return answer, perf_counter() - start
+
+
+def _agrees(logits: Tensor, timesteps: Tensor, trace: Tensor, policy: Policy, memory: Any) -> Tensor:
     expected = trace.gather(0, (timesteps - 1).view(1, -1, 1).expand(1, -1, trace.shape[2]))[0]
     return (
-        (exit_timesteps(policy, trace) == timesteps)
+        (exit_timesteps(policy, trace, memory) == timesteps)
         & (expected.argmax(1) == logits.argmax(1))
         & rows_agree(logits, expected)
     )

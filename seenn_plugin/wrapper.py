@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from . import calibration as _calibration
-from . import engine
+from . import engine, policy_training
 from .adapter import AdapterChoice, find_adapter
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
@@ -20,8 +21,8 @@ from .full_run import FullRun
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
 from .module_adapter import ModuleAdapter
 from .module_state import isolated, modules_of
-from .policies import FixedPolicy, Policy, ThresholdPolicy, make_policy
-from .policies.temperature import reachable_temperature
+from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
+from .policies.combined import leaves, map_leaves, networks
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
@@ -43,6 +44,10 @@ class _Look:
     no_logits: Tensor  # of no rows, [0, C]: number of classes, dtype and device
     checks: tuple[CheckResult, ...]
 
+    @property
+    def classes(self) -> int:
+        return self.no_logits.shape[1]
+
 
 class EarlyExitWrapper(nn.Module):
     """Make a spiking network stop, row by row, as soon as it knows the answer.
@@ -53,8 +58,8 @@ class EarlyExitWrapper(nn.Module):
 
     Args:
         model: a one-step or multi-step network of a framework with an adapter (SpikingJelly, snnTorch, ...).
-        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``, or a
-            :class:`~seenn_plugin.policies.Policy` class or instance.
+        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``,
+            ``"rl"`` (after :meth:`fit_policy`), or a :class:`~seenn_plugin.policies.Policy` class or instance.
         timesteps: T, the most timesteps that a row may take. For static input, if not given, read from the model's
             ``T`` or ``num_steps``, or what the time loop inside its ``forward`` makes; for a sequence, the length of
             its time axis.
@@ -117,6 +122,7 @@ class EarlyExitWrapper(nn.Module):
         if self.timesteps is None and input == "static" and not has_loop(model):
             raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
         self.calibration: _calibration.Calibration | None = None
+        self.policy_fit: policy_training.PolicyFit | None = None
         self._looks: dict[Any, _Look] = {}
 
     def extra_repr(self) -> str:
@@ -147,9 +153,20 @@ class EarlyExitWrapper(nn.Module):
             look = self._look_at(inputs, check=False)
             return engine.no_rows(look.no_logits)
         look = self._look(inputs)
+        memory = self._start(inputs, look)
         return engine.infer(
-            self.adapter, look.readout, self.policy, inputs, self._is_sequence, look.timesteps, self.chunk
+            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
         )
+
+    def plan(self, x: Tensor) -> Any:
+        """What the policy knows of each row before its first timestep.
+
+        Returns:
+            For ``"rl"`` a :class:`~seenn_plugin.policies.Plan`: ``.timesteps`` long ``[N]`` and ``.score`` ``[N]``.
+            ``None`` for a policy that decides on logits alone; for combined policies, a tuple of these.
+        """
+        inputs = self._rows(x)
+        return self._start(inputs, self._look(inputs))
 
     def trace(self, x: Tensor) -> Tensor:
         """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
@@ -189,6 +206,66 @@ class EarlyExitWrapper(nn.Module):
         self.policy = self.calibration.policy
         return self
 
+    def fit_policy(
+        self,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any],
+        *,
+        max_accuracy_drop: float | None = None,
+        average_timesteps: float | None = None,
+        beta: float | None = None,
+        step_cost: float | None = None,
+        progress: bool = False,
+        log_dir: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """Fit the network of the ``"rl"`` policy (SEENN-II), for one of two targets or at a given dial.
+
+        Traces of the frozen spiking network are recorded once; then a policy network is fitted for one setting of the
+        reward's dial after the other, and the one that suits the target on ``val_loader`` is chosen. The evidence, with
+        all settings tried, is kept in ``self.policy_fit``. A network of your own is copied, not changed. In a
+        combination of policies the rl policy is fitted by itself.
+
+        Args:
+            train_loader: yields ``(x, labels)`` with labels long ``[N]``. What the spiking network knows by heart
+                teaches little about what it finds hard: prefer samples that it was not trained on.
+            val_loader: likewise, disjoint from ``train_loader``, and not the test set.
+            max_accuracy_drop: the fewest mean timesteps with an accuracy at most this far (a fraction, 0.005 for half
+                a point) below that at full T.
+            average_timesteps: the highest accuracy at no more mean timesteps than this.
+            beta: instead of a target, what a wrong answer costs (``cost="exponential"``).
+            step_cost: instead of a target, what a timestep costs (``cost="linear"``).
+            progress: show progress bars.
+            log_dir: write TensorBoard scalars there, one run for each setting of the dial.
+            checkpoint: a file from which an interrupted fit goes on, with the same result.
+            options: see :class:`~seenn_plugin.policy_training.FitSettings`.
+
+        Raises:
+            PolicyError: there is no rl policy, or more than one; a wrong option; or a bad policy network.
+            CalibrationError: data from which no policy can be fitted, or a target that no policy met.
+        """
+        unfitted = [leaf for leaf in leaves(self.policy) if isinstance(leaf, RLPolicy)]
+        if len(unfitted) != 1:
+            raise PolicyError(f"fit_policy fits one rl policy, and {self.policy} has {len(unfitted)}: policy='rl'.")
+        self.policy_fit = policy_training.fit_policy(
+            self,
+            unfitted[0],
+            train_loader,
+            val_loader,
+            policy_training.FitSettings.of(options),
+            max_accuracy_drop=max_accuracy_drop,
+            average_timesteps=average_timesteps,
+            beta=beta,
+            step_cost=step_cost,
+            progress=progress,
+            log_dir=log_dir,
+            checkpoint=checkpoint,
+        )
+        fitted = self.policy_fit.policy
+        self.policy = map_leaves(lambda leaf: fitted if leaf is unfitted[0] else leaf, self.policy)
+        return self
+
     def explain(self, x: Tensor) -> Explanation:
         """How this model is stepped: adapter, state, readout, policy, checks, and why it is refused if it is."""
         page = Explanation(type(self.model).__name__, self.adapter.name)
@@ -202,7 +279,7 @@ class EarlyExitWrapper(nn.Module):
             page.facts["input"] = f"{axes}; {look.timesteps} timesteps, {self.chunk} at a time"
             page.facts |= self.adapter.explain()
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
-            page.facts["classes"] = str(look.no_logits.shape[1])
+            page.facts["classes"] = str(look.classes)
             page.facts["policy"] = str(self.policy)
             page.facts["skipped"] = (
                 "every timestep after a row's exit: its row leaves the input and every state"
@@ -215,23 +292,30 @@ class EarlyExitWrapper(nn.Module):
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        settings = asdict(self.policy) if is_dataclass(self.policy) else {}
-        plain = {name: value for name, value in settings.items() if isinstance(value, int | float | str | None)}
-        return {"policy": type(self.policy).__name__, "settings": plain}
+        return {"policy": type(self.policy).__name__, "settings": self.policy.settings()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if state["policy"] != type(self.policy).__name__:
             raise PolicyError(f"the saved policy is {state['policy']}, this wrapper's is {type(self.policy).__name__}.")
-        if is_dataclass(self.policy):
-            known = {field.name for field in fields(self.policy)}
-            self.policy = replace(
-                self.policy, **{name: value for name, value in state["settings"].items() if name in known}
-            )
+        self.policy = self.policy.with_settings(state["settings"])
+        weight = next(self.model.parameters(), None)
+        if weight is not None:  # a policy network that was just made goes where the model is
+            self.policy_networks.to(weight.device, weight.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_looks": {}}  # a copy of the model is another model: look again
 
     # -- how ------------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """When a row stops. The networks that it holds are submodules of the wrapper."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self.policy_networks = nn.ModuleList(networks(policy))
 
     @property
     def _is_sequence(self) -> bool:
@@ -258,11 +342,13 @@ class EarlyExitWrapper(nn.Module):
                 if not self.adapter.saves:
                     raise
                 raise ModelRefused(error.reason, f"{error.remedy} {_OFFER}") from error
-        if isinstance(self.policy, ThresholdPolicy) and self.policy.temperature is None:
-            classes = look.no_logits.shape[1]
-            temperature = 1.0 if look.lead is None else reachable_temperature(self.policy, look.lead, classes)
-            self.policy = replace(self.policy, temperature=temperature)
+        settled = self.policy.settle(look.classes, look.lead)
+        if settled is not self.policy:
+            self.policy = settled
         return look
+
+    def _start(self, inputs: Tensor, look: _Look) -> Any:
+        return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)
 
     def _look_at(self, inputs: Tensor, check: bool) -> _Look:
         refuse_training_mode(self.model, self.model.modules())

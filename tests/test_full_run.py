@@ -56,7 +56,7 @@ def test_the_refusal_offers_it_and_the_exits_are_those_of_the_policy_on_the_mode
     before.assert_unchanged("a full run")
     with torch.no_grad():
         trace = model(x).cumsum(0)
-    assert 1 < len(set(result.timesteps.tolist())), "exits must be mixed, or nothing is tested"
+    assert len(set(result.timesteps.tolist())) > 1, "exits must be mixed, or nothing is tested"
     assert torch.equal(result.timesteps, exit_timesteps(policy, trace))
     assert torch.equal(result.logits, trace[result.timesteps - 1, torch.arange(ROWS)])
     assert torch.equal(snn.trace(x), trace)

@@ -1,4 +1,4 @@
-"""Every Python block of README.md runs as it stands, on its own."""
+"""Every Python block of README.md and docs/policies.md runs as it stands, on its own."""
 
 import re
 import warnings
@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/policies.md")}
+BLOCKS = [
+    pytest.param(name, block, id=f"{Path(name).stem}-block{i}")
+    for name, page in PAGES.items()
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+]
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 6
+    assert len(BLOCKS) >= 8
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block{i}" for i in range(len(BLOCKS))])
-def test_block_runs(block):
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_block_runs(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        exec(compile(block, str(README), "exec"), {"__name__": "readme"})
+        exec(compile(block, page, "exec"), {"__name__": "readme"})

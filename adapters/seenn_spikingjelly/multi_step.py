@@ -286,7 +286,8 @@ class _Trial:
             elif position == 0:
                 n = self.few.shape[1 if self.sequence else 0]
                 raise ModelRefused(
-                    f"{type(self.adapter.model).__name__} answers {n} rows with {tuple(a.shape)}, which is neither one output for each timestep nor one answer [N, C].",
+                    f"{type(self.adapter.model).__name__} answers {n} rows with {tuple(a.shape)}, which is neither one "
+                    "output for each timestep nor one answer [N, C].",
                     "Return [T, N, C] or [N, C].",
                 )
         if not found or found[0][0] != 0:

@@ -32,6 +32,12 @@ class Split:
         for index in torch.randperm(len(self), generator=generator).split(size):
             yield self.images[index], self.labels[index]
 
+    def noisy(self, copies: int, std: float, generator: torch.Generator) -> Split:
+        """Copies of all samples with Gaussian noise on them."""
+        images = self.images.repeat(copies, 1, 1, 1)
+        noise = torch.randn(images.shape, generator=generator)
+        return Split((images + std * noise).clamp(0, 1), self.labels.repeat(copies))
+
 
 @dataclass(frozen=True)
 class Digits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from ..calibration import Calibration
 from ..metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
-from ..policies import Policy
+from ..policies import ALIASES, Policy, RLPolicy
+from ..policy_training import PolicyFit
 from ..training import tet_loss
 from ..wrapper import EarlyExitWrapper
 from .data import Digits, Split
@@ -21,8 +22,10 @@ from .networks import Network
 from .timing import Timing, interleaved
 
 TIMESTEPS = 8
-POLICY = "confidence"
 MAX_ACCURACY_DROP = 0.005
+NOISY_COPIES = 4
+NOISE = 0.2
+"""A policy network learns nothing from digits that the spiking network has learnt by heart: noise lets it err."""
 BATCH_SIZES = (1, 64)
 
 
@@ -35,15 +38,17 @@ class Effort:
         rounds: rounds of timing at batch 1; together they take every test image once if ``samples`` allows.
         samples: test images timed at batch 1.
         repeats: times that all full batches of the test split are timed.
+        policy_epochs: epochs of a policy network, for each setting of its dial.
     """
 
     epochs: int = 1000
+    policy_epochs: int = 15
     rounds: int = 15
     samples: int = 1_000_000
     repeats: int = 3
 
 
-QUICK = Effort(epochs=2, rounds=3, samples=12, repeats=1)
+QUICK = Effort(epochs=2, policy_epochs=1, rounds=3, samples=12, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Outcome:
     parameters: int
     epochs: int
     rows: list[Row]
-    calibration: Calibration
+    calibration: Calibration | PolicyFit
     evaluation: Evaluation
     curve: AccuracyCurve
 
@@ -109,17 +114,17 @@ class Outcome:
 
 
 def _settings(policy: Policy) -> dict[str, Any]:
-    return {"policy": POLICY, **asdict(policy)}  # pyright: ignore[reportArgumentType]  (it is a dataclass)
+    alias = next(alias for alias, kind in ALIASES.items() if kind is type(policy))
+    return {"policy": alias, **policy.settings()}
 
 
-def conduct(network: Network, digits: Digits, seed: int, effort: Effort) -> Outcome:
-    """Train, calibrate and measure one network. The test split is first looked at when all choices are made."""
+def conduct(network: Network, digits: Digits, seed: int, effort: Effort, policy: str) -> Outcome:
+    """Train, calibrate (or fit) and measure one network. The test split is first looked at when all is chosen."""
     epochs = min(network.epochs, effort.epochs)
-    snn = EarlyExitWrapper(network.model, policy=POLICY, timesteps=TIMESTEPS)
+    snn = EarlyExitWrapper(network.model, policy=policy, timesteps=TIMESTEPS)
     train(network, digits.train, epochs, seed)
     snn.eval()
-    snn.calibrate(digits.validation.batches(max(BATCH_SIZES)), max_accuracy_drop=MAX_ACCURACY_DROP)
-    assert snn.calibration is not None
+    evidence = set_policy(snn, digits, seed, effort.policy_epochs)
 
     test = digits.test.batches(max(BATCH_SIZES))
     evaluation = evaluate(snn, test)
@@ -136,10 +141,30 @@ def conduct(network: Network, digits: Digits, seed: int, effort: Effort) -> Outc
         parameters=sum(parameter.numel() for parameter in network.model.parameters()),
         epochs=epochs,
         rows=[Row(way, *results[way], {size: timings[size][way] for size in BATCH_SIZES}) for way in ways],
-        calibration=snn.calibration,
+        calibration=evidence,
         evaluation=evaluation,
         curve=accuracy_curve(snn, test),
     )
+
+
+def set_policy(snn: EarlyExitWrapper, digits: Digits, seed: int, policy_epochs: int) -> Calibration | PolicyFit:
+    """Fit an rl policy, calibrate any other, for the target of the demo."""
+    validation = digits.validation.batches(max(BATCH_SIZES))
+    if snn.policy != RLPolicy():
+        snn.calibrate(validation, max_accuracy_drop=MAX_ACCURACY_DROP)
+        assert snn.calibration is not None
+        return snn.calibration
+    noisy = digits.train.noisy(NOISY_COPIES, NOISE, torch.Generator().manual_seed(seed))
+    snn.fit_policy(
+        noisy.batches(max(BATCH_SIZES)),
+        validation,
+        max_accuracy_drop=MAX_ACCURACY_DROP,
+        epochs=policy_epochs,
+        seed=seed,
+        progress=True,
+    )
+    assert snn.policy_fit is not None
+    return snn.policy_fit
 
 
 def train(network: Network, data: Split, epochs: int, seed: int) -> None:

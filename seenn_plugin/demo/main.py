@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, OptionalDependencyError
+from ..policies import make_policy
 from .data import load
 from .experiment import QUICK, Effort, conduct
 from .networks import conv_net, sew_resnet
@@ -28,7 +29,11 @@ _THREADS = 1
 
 
 def run(
-    out: str | Path = "seenn-demo", seed: int = 0, quick: bool = False, say: Callable[[str], object] = tqdm.write
+    out: str | Path = "seenn-demo",
+    seed: int = 0,
+    quick: bool = False,
+    say: Callable[[str], object] = tqdm.write,
+    policy: str = "confidence",
 ) -> dict[str, Any]:
     """Train, calibrate and measure both networks; write ``report.json`` and ``figure.png``.
 
@@ -37,6 +42,7 @@ def run(
         seed: draws the splits, the first weights and the order of training. The accuracies depend on nothing else.
         quick: train for a few epochs and time a few samples, to see that all works.
         say: called with the table and the closing line.
+        policy: when a digit stops: the name of a policy.
 
     Returns:
         The content of ``report.json``.
@@ -44,7 +50,9 @@ def run(
     Raises:
         OptionalDependencyError: a package that the demo needs is not installed.
         InputError: ``out`` cannot be made.
+        PolicyError: there is no such policy.
     """
+    make_policy(policy)  # before the work, like the folder
     _require_packages()
     folder = Path(out)
     try:
@@ -57,8 +65,8 @@ def run(
         outcomes = []
         for make in (sew_resnet, conv_net):
             torch.manual_seed(seed)  # for each, so that no network depends on the one before it
-            outcomes.append(conduct(make(), digits, seed, effort))
-        report = save_report(outcomes, digits, seed, quick, folder / "report.json")
+            outcomes.append(conduct(make(), digits, seed, effort, policy))
+        report = save_report(outcomes, digits, seed, quick, policy, folder / "report.json")
         save_figure(outcomes, folder / "figure.png")
         say(table(outcomes, digits))
     say(f"\nreport.json and figure.png are in {folder.resolve()}")

@@ -46,14 +46,26 @@ def _notes(outcomes: list[Outcome], digits: Digits) -> list[str]:
     allowed = MAX_ACCURACY_DROP * sizes["validation"]
     return [
         f"Accuracy on {sizes['test']} test images that nothing was chosen on: one is {100 / sizes['test']:.2f} points.",
-        f"Thresholds calibrated on {sizes['validation']} other images to lose at most "
+        f"Policies chosen on {sizes['validation']} other images to lose at most "
         f"{100 * MAX_ACCURACY_DROP:.2f} points there,",
         f"which is {allowed:.1f} images, so that by chance the test images can lose more. Lost on validation:",
         *(f"  {_loss_on_validation(outcome):.2f} points, {outcome.network}" for outcome in outcomes),
+        *(line for outcome in outcomes for line in _cost_of_policy(outcome)),
         f"ms: median of the rounds ± half the interquartile range, interleaved, {threads} thread(s).",
         f"speed-up: over {full}, the framework's own run; median of the rounds' ratios. ideal: T / mean T.",
         "What is missing to the ideal is overhead per timestep: it does not shrink as rows leave the batch,",
         "and weighs most in networks this small.",
+    ]
+
+
+def _cost_of_policy(outcome: Outcome) -> list[str]:
+    cost = outcome.evaluation.policy_cost
+    if cost is None:
+        return []
+    operations, seconds = 100 * cost.share_of_operations, 100 * cost.share_of_seconds
+    return [
+        f"Planning takes {operations:.2f} % of the operations at full T,",
+        f"  {seconds:.0f} % of the time of early exit at batch {max(BATCH_SIZES)}, {outcome.network}",
     ]
 
 
@@ -82,11 +94,14 @@ def save_figure(outcomes: list[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=_DPI)
 
 
-def save_report(outcomes: list[Outcome], digits: Digits, seed: int, quick: bool, path: Path) -> dict[str, Any]:
+def save_report(
+    outcomes: list[Outcome], digits: Digits, seed: int, quick: bool, policy: str, path: Path
+) -> dict[str, Any]:
     """Write, and return, everything that was measured."""
     report = {
         "seed": seed,
         "quick": quick,
+        "policy": policy,
         "machine": machine(),
         "versions": versions(),
         "split": digits.sizes,

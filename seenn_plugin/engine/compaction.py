@@ -14,29 +14,39 @@ from torch import Tensor
 
 from ..adapter import Adapter
 from ..module_state import map_tensors
-from ..policies import Policy, consult
+from ..policies import Policy
 from ..readout import Readout, read
+from .leaving import leaving
 from .result import ExitResult
 
 
 def infer(
-    adapter: Adapter, readout: Readout, policy: Policy, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1
+    adapter: Adapter,
+    readout: Readout,
+    policy: Policy,
+    memory: Any,
+    inputs: Tensor,
+    sequence: bool,
+    timesteps: int,
+    chunk: int = 1,
 ) -> ExitResult:
     """Run a batch of ``N >= 1`` rows, each until ``policy`` stops it or ``timesteps`` are made.
 
     Args:
+        memory: what the policy knows of the rows before their first timestep (:meth:`Policy.start`).
         inputs: ``[N, ...]``, or ``[T, N, ...]`` for a sequence.
         chunk: timesteps computed between two compactions. Decisions are made on every timestep inside a chunk;
-            a row that stops inside one is computed to the chunk's end, which ``steps_executed`` counts.
+            a row that stops inside one is computed to the chunk's end, which ``steps_executed`` counts. Where all
+            exits are planned beforehand, chunks are cut at them, and nothing is computed in vain.
     """
+    exiting = leaving(policy, memory)
     rows = adapter.begin(inputs, sequence)
     where = torch.arange(len(rows), device=inputs.device)  # the place of each running row in the caller's batch
     readout_memory: Any = None
-    policy_memory: Any = None
     exits: list[tuple[Tensor, Tensor, Tensor, int]] = []
     steps_executed = t = unsure = 0
     while len(rows):
-        steps = min(chunk, timesteps - t)
+        steps = min(chunk, timesteps - t, exiting.steps(t) or chunk)
         outputs = adapter.advance(rows, steps)
         steps_executed += steps * len(rows)
         staying = None  # places, among the rows of this chunk, of those that have not stopped; None: all
@@ -47,27 +57,27 @@ def infer(
             )
             timestep = torch.full_like(where, t)
             logits, readout_memory = read(readout, now, timestep, readout_memory)
-            decision = consult(policy, logits, timestep, policy_memory)
-            policy_memory = decision.memory
+            stop, score = exiting.after(logits, timestep, t)
             if t == timesteps:
                 unsure = int((~logits.isfinite().all(1)).sum())
-                exits.append((where, logits, decision.score, t))
+                exits.append((where, logits, score, t))
                 where = where[:0]
                 break
-            leave = decision.stop.nonzero().squeeze(1)
+            if stop is None:
+                continue
+            leave = stop.nonzero().squeeze(1)
             if not leave.numel():
                 continue
             if leave.numel() == where.numel():  # the usual end of a small batch: nobody is left to be told apart
-                exits.append((where, logits, decision.score, t))
+                exits.append((where, logits, score, t))
                 where = where[:0]
                 break
-            exits.append((where[leave], logits[leave], decision.score[leave], t))
-            stay = (~decision.stop).nonzero().squeeze(1)
+            exits.append((where[leave], logits[leave], score[leave], t))
+            stay = (~stop).nonzero().squeeze(1)
             where = where[stay]
             staying = stay if staying is None else staying[stay]
-            readout_memory, policy_memory = map_tensors(
-                lambda memory, stay=stay: memory.index_select(0, stay), (readout_memory, policy_memory)
-            )
+            readout_memory = map_tensors(lambda memory, stay=stay: memory.index_select(0, stay), readout_memory)
+            exiting.keep(stay)
         if not where.numel():
             break
         if staying is not None:

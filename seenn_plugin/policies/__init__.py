@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from ..errors import PolicyError
 from ..naming import unknown_name
-from .base import Decision, Policy, ThresholdPolicy, consult, exit_timesteps
+from .base import Decision, Policy, ThresholdPolicy, consult, exit_timesteps, start_rows
+from .combined import AllPolicy, AnyPolicy, CombinedPolicy
 from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy
+from .planned import Plan, PlanPolicy
+from .rl import RLPolicy
 
 __all__ = [
     "ALIASES",
+    "AllPolicy",
+    "AnyPolicy",
+    "CombinedPolicy",
     "ConfidencePolicy",
     "Decision",
     "EntropyPolicy",
     "FixedPolicy",
     "MarginPolicy",
     "PatiencePolicy",
+    "Plan",
+    "PlanPolicy",
     "Policy",
+    "RLPolicy",
     "ThresholdPolicy",
     "consult",
     "exit_timesteps",
     "make_policy",
+    "start_rows",
 ]
 
 ALIASES: dict[str, type[Policy]] = {
@@ -28,6 +38,7 @@ ALIASES: dict[str, type[Policy]] = {
     "fixed": FixedPolicy,
     "margin": MarginPolicy,
     "patience": PatiencePolicy,
+    "rl": RLPolicy,
 }
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from ..errors import PolicyError
 from ..module_state import row_misfit
+from .temperature import reachable_temperature
+
+if TYPE_CHECKING:
+    from .combined import AllPolicy, AnyPolicy
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,23 @@ class Policy(ABC):
 
     A policy is a value: it is not changed by being used. What it has to remember of a row travels in
     :attr:`Decision.memory`, which the engine keeps in step with the rows.
+
+    Policies compose: ``a | b`` stops a row as soon as either says so, ``a & b`` when both say so at one timestep.
     """
+
+    def start(self, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Any:
+        """What the policy knows of ``n`` rows before their first timestep; ``None`` if it decides on logits alone.
+
+        Args:
+            inputs: ``[n, ...]``, or ``[T, n, ...]`` for a sequence.
+            sequence: whether ``inputs`` has a time axis.
+            timesteps: T, the most timesteps that a row may take.
+            classes: C, the number of decision logits.
+
+        Returns:
+            Memory as in :attr:`Decision.memory`, handed to the first :meth:`decide`.
+        """
+        return None
 
     @abstractmethod
     def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
@@ -43,11 +63,51 @@ class Policy(ABC):
         Args:
             logits: decision logits ``[n, C]`` after ``timestep`` steps.
             timestep: long ``[n]``, counted from 1.
-            memory: ``Decision.memory`` of the previous timestep for these very rows; ``None`` at the first.
+            memory: ``Decision.memory`` of the previous timestep for these very rows; at the first what :meth:`start`
+                gave, ``None`` unless the policy defines it.
         """
 
+    def settle(self, classes: int, lead: float | None) -> Policy:
+        """The policy with what it leaves open settled for one network; itself if it leaves nothing open.
+
+        Args:
+            classes: C, the number of decision logits.
+            lead: how far ahead a class is that alone spikes half of the time; ``None`` if the logits count no spikes.
+        """
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of a dataclass policy that are plain values, for saving."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)} if is_dataclass(self) else {}
+        return {name: value for name, value in values.items() if isinstance(value, int | float | str | None)}
+
+    def with_settings(self, settings: dict[str, Any]) -> Policy:
+        """This policy with saved :meth:`settings`.
+
+        Raises:
+            PolicyError: they do not fit this policy.
+        """
+        if not is_dataclass(self):
+            return self
+        known = {field.name for field in fields(self)}
+        return replace(self, **{name: value for name, value in settings.items() if name in known})
+
+    def __or__(self, other: Policy) -> AnyPolicy:
+        from .combined import AnyPolicy
+
+        return AnyPolicy((self, other)) if isinstance(other, Policy) else NotImplemented
+
+    def __and__(self, other: Policy) -> AllPolicy:
+        from .combined import AllPolicy
+
+        return AllPolicy((self, other)) if isinstance(other, Policy) else NotImplemented
+
     def dial_settings(self, timesteps: int) -> Sequence[Self] | None:
-        """The settings among which ``calibrate`` chooses, from early exits to late; ``None`` if there is no dial."""
+        """The settings among which ``calibrate`` chooses, from early exits to late; ``None`` if there is no dial.
+
+        Raises:
+            CalibrationError: the policy is set in another way, which the message names.
+        """
         return None
 
 
@@ -91,6 +151,23 @@ class ThresholdPolicy(Policy):
         score = self.scaled_score(logits)
         return Decision(score > self.threshold, score)
 
+    def settle(self, classes: int, lead: float | None) -> Self:
+        if self.temperature is not None:
+            return self
+        temperature = 1.0 if lead is None else reachable_temperature(self, lead, classes)
+        return replace(self, temperature=temperature)
+
+
+def start_rows(policy: Policy, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Any:
+    """:meth:`Policy.start`, held to the contract.
+
+    Raises:
+        PolicyError: the memory is not made of tensors with one row for each row of the input.
+    """
+    memory = policy.start(inputs, sequence, timesteps, classes)
+    _check_memory(policy, "start", memory, inputs.shape[1 if sequence else 0])
+    return memory
+
 
 def consult(policy: Policy, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
     """Ask a policy, and hold its answer to the contract. NaN and infinite logits are never counted as sure.
@@ -109,22 +186,30 @@ def consult(policy: Policy, logits: Tensor, timestep: Tensor, memory: Any) -> De
         if not fits or value.shape != (n,):
             seen = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise PolicyError(f"{name}.decide gave {label} as {seen}; it must be a {dtypes} tensor of shape ({n},).")
-    misfit = row_misfit(decision.memory, n)
-    if misfit:
-        raise PolicyError(f"{name}.decide keeps memory of {misfit}; it must be tensors with {n} rows on dim 0.")
+    _check_memory(policy, "decide", decision.memory, n)
     finite = logits.isfinite().all(1)
     return replace(decision, stop=decision.stop & finite)
 
 
-def exit_timesteps(policy: Policy, trace: Tensor) -> Tensor:
+def _check_memory(policy: Policy, method: str, memory: Any, n: int) -> None:
+    misfit = row_misfit(memory, n)
+    if misfit:
+        raise PolicyError(
+            f"{type(policy).__name__}.{method} keeps memory of {misfit}; it must be tensors with {n} rows on dim 0."
+        )
+
+
+def exit_timesteps(policy: Policy, trace: Tensor, memory: Any = None) -> Tensor:
     """The timestep at which each row of a trace ``[T, N, C]`` stops under ``policy``: long ``[N]``.
 
     A row that never stops exits at T.
+
+    Args:
+        memory: what the policy knew of the rows before the first timestep (:meth:`Policy.start`).
     """
     timesteps, n = trace.shape[:2]
     exits = torch.full((n,), timesteps, dtype=torch.long, device=trace.device)
     running = torch.ones(n, dtype=torch.bool, device=trace.device)
-    memory = None
     for t, logits in enumerate(trace, start=1):
         decision = consult(policy, logits, torch.full_like(exits, t), memory)
         memory = decision.memory

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .base import ThresholdPolicy
+if TYPE_CHECKING:
+    from .base import ThresholdPolicy
 
 _HALVINGS = 50
 

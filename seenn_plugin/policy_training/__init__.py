@@ -1,0 +1,21 @@
+"""Fitting the policy network of SEENN-II on traces of a frozen spiking network (arXiv 2304.01230)."""
+
+from .fit import fit_policy
+from .recording import Recording, outcome, plan_all, record
+from .report import FitPoint, PolicyFit
+from .rewards import ExponentialReward, LinearReward, Reward
+from .settings import FitSettings
+
+__all__ = [
+    "ExponentialReward",
+    "FitPoint",
+    "FitSettings",
+    "LinearReward",
+    "PolicyFit",
+    "Recording",
+    "Reward",
+    "fit_policy",
+    "outcome",
+    "plan_all",
+    "record",
+]

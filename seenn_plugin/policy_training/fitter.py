@@ -1,0 +1,248 @@
+"""Fitting one network after the other, on the same recordings, from the same first weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..operations import count_operations
+from ..policies import RLPolicy
+from ..policies.networks import default_network, is_default
+from ..policies.rl import FittedFor, in_evaluation_mode, policy_logits
+from .checkpoint import Checkpoint
+from .monitor import Monitor
+from .objectives import OBJECTIVES, first_step_weights, joint_loss, mean_entropy
+from .recording import Recording, answers_of, observe, outcome, plan_all, record, seen
+from .report import FitPoint
+from .rewards import Reward
+from .run import Losses, Precision, Run
+from .settings import FitSettings
+
+if TYPE_CHECKING:
+    from ..wrapper import EarlyExitWrapper
+
+_EXPLORING = 0.7
+"""The share of the epochs over which exploration falls to nothing."""
+
+
+def device_of(snn: EarlyExitWrapper) -> torch.device:
+    """Where the spiking network is."""
+    return next((parameter.device for parameter in snn.model.parameters()), torch.device("cpu"))
+
+
+class Fitter:
+    """One network after the other, on the same recordings, from the same first weights."""
+
+    def __init__(
+        self,
+        snn: EarlyExitWrapper,
+        policy: RLPolicy,
+        loaders: tuple[Iterable[Any], Iterable[Any]],
+        train: Recording,
+        validation: Recording,
+        settings: FitSettings,
+        monitor: Monitor,
+        network_operations: int,
+        checkpoint: str | Path | None,
+    ) -> None:
+        self.snn = snn
+        self.train_loader, self.val_loader = loaders
+        self.train = train
+        self.validation = validation
+        self.settings = settings
+        self.monitor = monitor
+        self.candidates = policy.candidates_for(train.timesteps)
+        self.columns = torch.tensor(self.candidates) - 1
+        self.objective = OBJECTIVES[settings.objective]
+        self.weights = torch.ones(len(train))
+        if settings.reweight:
+            self.weights = first_step_weights(train.right[:, self.columns[0]])
+        self.device = device_of(snn)
+        self.precision = Precision.of(settings.amp, self.device)
+        row = train.frames[:1].to(self.device)
+        own = policy.network
+        self.first = own if own is not None and not is_default(own) else self._new_network(row, network_operations)
+        with in_evaluation_mode(self.first):
+            self.policy_operations = count_operations(lambda: policy_logits(self.first, row, len(self.candidates)))
+        fitted_for = FittedFor(train.timesteps, train.classes, tuple(train.frames.shape[1:]))
+        self.policy = replace(policy, network=self.first, fitted_for=fitted_for)
+        self.checkpoint = Checkpoint(checkpoint, self._facts())
+
+    def _new_network(self, row: Tensor, network_operations: int) -> nn.Module:
+        torch.manual_seed(self.settings.seed)
+        limit = self.settings.max_operations * network_operations
+        network, _ = default_network(row.shape[1:], len(self.candidates), limit)
+        return network.to(self.device, row.dtype if row.is_floating_point() else torch.float32)
+
+    def _facts(self) -> dict[str, Any]:
+        """What must be the same for an interrupted fit to go on."""
+        free = ("memory_limit", "refinements")
+        return {name: value for name, value in asdict(self.settings).items() if name not in free} | {
+            "candidates": list(self.candidates),
+            "frames": self.policy.frames,
+            "training inputs": list(self.train.frames.shape),
+            "validation inputs": list(self.validation.frames.shape),
+            "labels": [int(self.train.labels.sum()), int(self.validation.labels.sum())],
+            "policy network": type(self.first).__name__,
+            "policy weights": sum(parameter.numel() for parameter in self.first.parameters()),
+        }
+
+    # -- one setting of the dial ----------------------------------------------------------------------------------
+
+    def point(self, reward: Reward) -> FitPoint:
+        """Fit a network for one reward, and see what it does on the validation data."""
+        network = copy.deepcopy(self.first)
+        finished = self.checkpoint.finished(reward.name)
+        if finished is not None:
+            network.load_state_dict(finished)
+            return self._point_of(network, reward, self.validation)
+        torch.manual_seed(self.settings.seed)
+        run = Run(
+            reward.name,
+            {"policy": network},
+            {"policy": self.settings.learning_rate},
+            self.settings.weight_decay,
+            self.settings.epochs,
+            self.precision,
+        )
+        losses = self._live_losses if self.settings.augmented else self._recorded_losses
+        with _training(network):
+            run.train(
+                lambda epoch: losses(network, reward, self._entropy_weight(reward, epoch)),
+                self.checkpoint,
+                self.monitor,
+                lambda: self._scalars(network, reward),
+            )
+        self.checkpoint.finish(reward.name, network.state_dict())
+        return self._point_of(network, reward, self.validation)
+
+    def _entropy_weight(self, reward: Reward, epoch: int) -> float:
+        spread = float(reward(self.train.right[:, self.columns], self.candidates).std())
+        left = max(0.0, 1 - epoch / (_EXPLORING * self.settings.epochs))
+        return self.settings.entropy_bonus + self.settings.exploration * spread * left
+
+    def _recorded_losses(self, network: nn.Module, reward: Reward, entropy_weight: float) -> Losses:
+        """All recorded rows once, in random order. A last batch of one row, which cannot be normalised, is left out."""
+        rewards = reward(self.train.right[:, self.columns], self.candidates)
+        for index in torch.randperm(len(self.train)).split(self.settings.batch_size):
+            if len(index) > 1 or len(self.train) == 1:
+                yield (
+                    lambda index=index: self._loss(
+                        network,
+                        self.train.frames[index].to(self.device),
+                        rewards[index].to(self.device),
+                        self.weights[index].to(self.device),
+                        entropy_weight,
+                    ),
+                    len(index),
+                )
+
+    def _live_losses(self, network: nn.Module, reward: Reward, entropy_weight: float) -> Losses:
+        """Every batch of the loader, with a new trace."""
+        for frames, trace, labels in self._live_batches():
+            right = (answers_of(trace) == labels.unsqueeze(1))[:, self.columns.to(labels.device)]
+            weights = (
+                first_step_weights(right[:, 0]) if self.settings.reweight else torch.ones_like(right[:, 0]).float()
+            )
+            rewards = reward(right, self.candidates)
+            yield lambda f=frames, r=rewards, w=weights: self._loss(network, f, r, w, entropy_weight), len(labels)
+
+    @torch.no_grad()
+    def _live_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for x, trace, labels in observe(self.snn, self.train_loader, False, "traces"):
+            yield seen(self.snn, self.policy, x), trace, labels
+
+    def _loss(
+        self, network: nn.Module, frames: Tensor, rewards: Tensor, weights: Tensor, entropy_weight: float
+    ) -> Tensor:
+        logits = policy_logits(network, frames, len(self.candidates))
+        return self.objective(logits, rewards, weights) - entropy_weight * mean_entropy(logits)
+
+    # -- fine-tuning ----------------------------------------------------------------------------------------------
+
+    def finetuned(self, chosen: FitPoint) -> FitPoint:
+        """Train spiking network and policy together, starting from a fitted policy.
+
+        An interruption gives the spiking network its weights back.
+        """
+        model, network = self.snn.model, copy.deepcopy(chosen.policy.network)
+        assert network is not None
+        before = copy.deepcopy(model.state_dict())
+        name = f"finetune {chosen.reward.name}"
+        try:
+            finished = self.checkpoint.finished(name)
+            if finished is not None:
+                network.load_state_dict(finished["policy"])
+                model.load_state_dict(finished["model"])
+            else:
+                self._finetune(name, model, network, chosen.reward)
+            tuned = record(
+                self.snn, self.policy, self.val_loader, self.monitor.progress, "validation traces, fine-tuned"
+            )
+            return self._point_of(network, chosen.reward, tuned)
+        except BaseException:
+            model.load_state_dict(before)
+            raise
+
+    def _finetune(self, name: str, model: nn.Module, network: nn.Module, reward: Reward) -> None:
+        torch.manual_seed(self.settings.seed)
+        run = Run(
+            name,
+            {"policy": network, "model": model},
+            {"policy": self.settings.learning_rate, "model": self.settings.finetune_learning_rate},
+            self.settings.weight_decay,
+            self.settings.finetune_epochs,
+            self.precision,
+        )
+        with _training(network):
+            run.train(lambda epoch: self._joint_losses(network, reward), self.checkpoint, self.monitor, dict)
+        self.checkpoint.finish(name, {"policy": network.state_dict(), "model": model.state_dict()})
+
+    def _joint_losses(self, network: nn.Module, reward: Reward) -> Losses:
+        for x, trace, labels in observe(self.snn, self.train_loader, False, "fine-tune"):
+            frames = seen(self.snn, self.policy, x)
+            yield lambda f=frames, t=trace, y=labels: self._joint_loss(network, reward, f, t, y), len(labels)
+
+    def _joint_loss(self, network: nn.Module, reward: Reward, frames: Tensor, trace: Tensor, labels: Tensor) -> Tensor:
+        columns = self.columns.to(labels.device)
+        rewards = reward((answers_of(trace.detach()) == labels.unsqueeze(1))[:, columns], self.candidates)
+        entropy = torch.stack([cross_entropy(logits, labels, reduction="none") for logits in trace[columns]], 1)
+        logits = policy_logits(network, frames, len(self.candidates))
+        return joint_loss(self.objective, logits, rewards, torch.ones_like(entropy[:, 0]), entropy)
+
+    # -- what a network does on the validation data ---------------------------------------------------------------
+
+    def _point_of(self, network: nn.Module, reward: Reward, recording: Recording) -> FitPoint:
+        policy = replace(self.policy, network=network)
+        exits, right = outcome(plan_all(policy, recording), recording)
+        return FitPoint(
+            policy=policy,
+            accuracy=float(right.double().mean()),
+            mean_timesteps=float(exits.double().mean()),
+            reward=reward,
+            histogram=tuple(torch.bincount(exits - 1, minlength=recording.timesteps).tolist()),
+        )
+
+    def _scalars(self, network: nn.Module, reward: Reward) -> dict[str, float]:
+        if not self.monitor.writes:
+            return {}
+        point = self._point_of(network, reward, self.validation)
+        return {"validation/accuracy": point.accuracy, "validation/mean_timesteps": point.mean_timesteps}
+
+
+@contextmanager
+def _training(network: nn.Module) -> Iterator[None]:
+    """Training mode, and evaluation mode afterwards."""
+    network.train()
+    try:
+        yield
+    finally:
+        network.eval()
