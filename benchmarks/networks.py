@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class LoopInside(nn.Module):
         torch.manual_seed(0)
         self.num_steps = timesteps
         widths = (3, 64, 128, 256)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)
         self.lifs = nn.ModuleList(snntorch.Leaky(beta=0.5) for _ in pairs)

@@ -1,0 +1,332 @@
+"""Splitting ``forward`` at its time loop: syntax that the zoo does not reach, and what people do with wrappers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from functools import wraps
+from typing import Any
+
+import pytest
+import snntorch
+import torch
+from torch import Tensor, nn
+
+from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.errors import InputError, ModelRefused, ReadoutError
+from seenn_plugin.testing import Snapshot
+from seenn_plugin.time_loop import read_source
+
+from .invariants import PrescribedPolicy
+
+FEATURES, CLASSES, STEPS, ROWS = 9, 3, 5, 4
+
+
+def fire(distance: Tensor) -> Tensor:
+    """A spike function that can be pickled; snnTorch's own cannot."""
+    return (distance > 0).to(distance)
+
+
+class Net(nn.Module):
+    """Layers, for the loops below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.fc1, self.fc2 = nn.Linear(FEATURES, 12), nn.Linear(12, CLASSES)
+        self.lif1 = snntorch.Leaky(beta=0.9, threshold=0.2, spike_grad=fire)
+        self.lif2 = snntorch.Leaky(beta=0.8, threshold=0.1, spike_grad=fire)
+        self.eval()
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        return self.lif1.init_leaky(), self.lif2.init_leaky()
+
+    def one(self, x: Tensor, mem1: Tensor, mem2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spk1, mem1 = self.lif1(self.fc1(x), mem1)
+        spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+        return spk2, mem1, mem2
+
+
+class Plain(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for _ in range(STEPS):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+def scaled(forward: Any) -> Any:
+    @wraps(forward)
+    def inner(self: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return forward(self, x)
+
+    return inner
+
+
+def make_odd_classes(gain: float) -> list[type[Net]]:
+    """Classes with a variable of this function around them."""
+
+    class WithClosure(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = self.start()
+            rec = []
+            for _ in range(STEPS):
+                spk, mem1, mem2 = self.one(gain * x, mem1, mem2)
+                rec.append(spk)
+            return torch.stack(rec)
+
+    class WithSuper(Net):
+        def start(self) -> tuple[Tensor, Tensor]:
+            return super().start()
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = super().start()
+            rec = []
+            for _ in range(STEPS):
+                spk, mem1, mem2 = super().one(x, mem1, mem2)
+                rec.append(spk)
+            return torch.stack(rec)
+
+    class WithPrivateNames(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.__gain = 1.1
+
+        def forward(self, x: Tensor) -> Tensor:
+            __mems = self.start()
+            rec = []
+            for _ in range(STEPS):
+                spk, *__mems = self.one(self.__gain * x, *__mems)
+                rec.append(spk)
+            return torch.stack(rec)
+
+    class InABranch(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = self.start()
+            rec: list[Tensor] = []
+            if x.ndim == 2:
+                x = x * 1.0
+                for _ in range(STEPS):
+                    spk, mem1, mem2 = self.one(x, mem1, mem2)
+                    rec.append(spk)
+                out = torch.stack(rec)
+            else:
+                out = x
+            return out + 0.0
+
+    class SkipsSteps(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = self.start()
+            out = torch.zeros(len(x), CLASSES)
+            for t in range(STEPS):
+                spk, mem1, mem2 = self.one(x, mem1, mem2)
+                if t % 2:
+                    continue
+                out = out + spk
+            return out
+
+    class Decorated(Net):
+        @scaled
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = self.start()
+            rec = []
+            for _ in range(STEPS):
+                spk, mem1, mem2 = self.one(x, mem1, mem2)
+                rec.append(spk)
+            return torch.stack(rec)
+
+    class DividesInPlace(Net):
+        """The statements behind the loop change the very tensor that the loop goes on with."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem1, mem2 = self.start()
+            total = torch.zeros(len(x), CLASSES)
+            for _ in range(STEPS):
+                spk, mem1, mem2 = self.one(x, mem1, mem2)
+                total += spk
+            total /= STEPS
+            return total
+
+    class ForgetsBehind(Net):
+        """The statements behind the loop throw the state in the modules away."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif1 = snntorch.Leaky(beta=0.9, threshold=0.2, init_hidden=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem2 = self.lif2.init_leaky()
+            rec = []
+            for _ in range(STEPS):
+                spk, mem2 = self.lif2(self.fc2(self.lif1(self.fc1(x))), mem2)
+                rec.append(spk)
+            self.lif1.reset_mem()
+            return torch.stack(rec)
+
+    return [
+        WithClosure,
+        WithSuper,
+        WithPrivateNames,
+        InABranch,
+        SkipsSteps,
+        Decorated,
+        DividesInPlace,
+        ForgetsBehind,
+    ]
+
+
+def rows(n: int = ROWS) -> Tensor:
+    return torch.rand(n, FEATURES, generator=torch.Generator().manual_seed(2))
+
+
+def never(n: int = ROWS) -> PrescribedPolicy:
+    return PrescribedPolicy((STEPS,) * n)
+
+
+def counted(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        own = model(x)
+    return own.sum(0) if own.ndim == 3 else own
+
+
+@pytest.mark.parametrize("kind", make_odd_classes(1.3), ids=lambda kind: kind.__name__)
+def test_odd_syntax_is_split_into_the_same_computation(kind):
+    model, x = kind(), rows()
+    wanted = counted(model, x)
+    assert wanted.any(), "a silent network shows nothing"
+    snn = EarlyExitWrapper(model, never())
+    before = Snapshot(model)
+    assert torch.equal(snn(x), wanted)
+    before.assert_unchanged("a run")
+    exits = (2, STEPS, 1, 3)
+    snn.policy = PrescribedPolicy(exits)
+    result = snn.infer(x)
+    assert result.steps_executed == sum(exits)
+    trace = snn.trace(x)
+    for row, t in enumerate(exits):
+        assert torch.equal(result.logits[row], trace[t - 1, row])
+        alone = EarlyExitWrapper(kind(), PrescribedPolicy((t,)))
+        assert torch.allclose(alone(x[row : row + 1])[0], result.logits[row], atol=1e-6)
+
+
+def test_the_number_of_timesteps_is_that_of_the_loop_and_no_more_can_be_asked_for():
+    snn = EarlyExitWrapper(Plain(), "fixed")
+    assert snn.trace(rows()).shape == (STEPS, ROWS, CLASSES)
+    assert EarlyExitWrapper(Plain(), "fixed", timesteps=2).trace(rows()).shape == (2, ROWS, CLASSES)
+    with pytest.raises(InputError, match=f"timesteps={STEPS + 1}.*Plain makes {STEPS}"):
+        EarlyExitWrapper(Plain(), "fixed", timesteps=STEPS + 1).infer(rows())
+
+
+def test_chunks_are_made_of_single_passes():
+    x = rows()
+    whole, chunked = (EarlyExitWrapper(Plain(), PrescribedPolicy((1, 3, 5, 2)), chunk=chunk) for chunk in (1, 2))
+    assert torch.equal(whole.infer(x).logits, chunked.infer(x).logits)
+    assert chunked.infer(x).steps_executed == 2 + 4 + 5 + 2
+
+
+def test_one_answer_cannot_be_read_as_outputs_of_single_timesteps():
+    kind = next(kind for kind in make_odd_classes(1.0) if kind.__name__ == "DividesInPlace")
+    with pytest.raises(ReadoutError, match="one answer to all timesteps"):
+        EarlyExitWrapper(kind(), never(), readout="sum").infer(rows())
+
+
+def test_explain_says_where_the_loop_is_and_what_was_checked():
+    page = str(EarlyExitWrapper(Plain(), never()).explain(rows()))
+    line = read_source(Plain()).tree.body[2].lineno
+    for said in (f"for _ in range(STEPS) ({__file__}:{line})", "5 timesteps", "records rec", "mem1 (rows on dim 0)"):
+        assert said in page
+    for check in ("repeatable", "whole", "alone"):
+        assert f"{check}: 6 of 6 rows equal" in page
+
+
+def test_a_copy_and_a_pickle_of_the_wrapper_look_again():
+    x = rows()
+    snn = EarlyExitWrapper(Plain(), PrescribedPolicy((1, 2, 3, 4)))
+    wanted = snn.infer(x)
+    for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
+        assert other.model is not snn.model
+        assert torch.equal(other.infer(x).logits, wanted.logits)
+        with torch.no_grad():
+            other.model.fc2.weight.zero_()
+            other.model.fc2.bias.zero_()
+        assert not other.infer(x).logits.any()
+    assert torch.equal(snn.infer(x).logits, wanted.logits)
+
+
+def test_two_threads_with_two_models_do_not_meet():
+    x, found, errors = rows(), {}, []
+    models = {gain: make_odd_classes(gain)[0]() for gain in (0.5, 1.5)}
+    wanted = {gain: counted(model, x) for gain, model in models.items()}
+    assert not torch.equal(wanted[0.5], wanted[1.5])
+    wrappers = {gain: EarlyExitWrapper(model, never()) for gain, model in models.items()}
+    for snn in wrappers.values():  # a first look seeds the generator of the whole process
+        snn.infer(x)
+
+    def work(gain: float) -> None:
+        try:
+            found[gain] = [wrappers[gain](x) for _ in range(30)]
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(gain,)) for gain in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for gain, answers in found.items():
+        assert all(torch.equal(answer, wanted[gain]) for answer in answers)
+
+
+def test_a_pass_that_raises_leaves_rows_and_model_whole():
+    model, x = Plain(), rows()
+    snn = EarlyExitWrapper(model, never())
+    wanted = snn.infer(x).logits
+    rows_in_flight = snn.adapter.begin(x, False)
+    snn.adapter.advance(rows_in_flight, 2)
+    before = Snapshot(model)
+    handle = model.fc2.register_forward_pre_hook(lambda *_: 1 / 0)
+    inside = Snapshot(model)
+    with pytest.raises(ZeroDivisionError):
+        snn.adapter.advance(rows_in_flight, 2)
+    inside.assert_unchanged("a pass that raised")
+    handle.remove()
+    before.assert_unchanged("a pass that raised")
+    snn.adapter.advance(rows_in_flight, STEPS - 2)
+    assert rows_in_flight.clock.tolist() == [STEPS] * ROWS
+    assert torch.equal(snn.infer(x).logits, wanted)
+
+
+def test_a_source_that_was_edited_after_it_was_loaded_is_refused(tmp_path, monkeypatch):
+    text = """
+import torch, snntorch
+from torch import nn
+
+
+class Edited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(9, 3), snntorch.Leaky(beta=0.9)
+
+    def forward(self, x):
+        mem = self.lif.init_leaky()
+        rec = []
+        for _ in range(4):
+            spk, mem = self.lif(self.fc(x), mem)
+            rec.append(spk)
+        return torch.stack(rec)
+"""
+    file = tmp_path / "edited_model.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    from edited_model import Edited  # pyright: ignore[reportMissingImports]
+
+    assert EarlyExitWrapper(Edited().eval(), "fixed").trace(rows()).shape == (4, ROWS, 3)
+    file.write_text(text.replace("self.lif(self.fc(x), mem)", "self.lif(2 * self.fc(x), mem)"))
+    with pytest.raises(ModelRefused, match="edited after it was loaded"):
+        EarlyExitWrapper(Edited().eval(), "fixed", timesteps=4).infer(rows())
