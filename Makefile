@@ -12,7 +12,7 @@ demo: $(READY)
 
 test: $(READY) $(OLD_SPIKINGJELLY)
 	$(BIN)/python -m pytest
-	PYTHONPATH=$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest tests/spikingjelly
+	PYTHONPATH=$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest tests/spikingjelly tests/zoo/test_spikingjelly_models.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
