@@ -383,10 +383,10 @@ def find_loop_stepper(adapter: ModuleAdapter, few: Tensor, more: Tensor, sequenc
         except SeennError:
             raise
         except Exception as error:
-            if not sequence or isinstance(error, MISFITS):
+            if isinstance(error, MISFITS):
                 continue  # it takes no such input in one call: it makes single timesteps, or is laid out otherwise
             kind = type(adapter.model).__name__
-            row = tuple(few.shape[2:])
+            row = tuple(few.shape[2 if sequence else 1 :])
             raise InputError(f"{kind} cannot run on rows of shape {row}: {type(error).__name__}: {error}.") from error
         if loop is not None:
             stepper = LoopStepper(adapter, loop, time_dim)
