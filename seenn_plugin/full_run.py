@@ -92,7 +92,7 @@ class FullRun(Adapter):
 
     def _in_one_call(self, inputs: Tensor, frames: Tensor, sequence: bool) -> list[Tensor | None]:
         x = inputs.transpose(0, self.time_dim) if sequence else inputs
-        return results(self.model(x, **call_keywords(self.model, len(frames))))
+        return results(self.model(x, **call_keywords(self.model, x, len(frames))))
 
     def _in_a_loop(self, inputs: Tensor, frames: Tensor, sequence: bool) -> list[Tensor | None]:
         outputs, _ = self.adapter.run_own(frames, self.adapter.fresh_arguments())

@@ -144,7 +144,7 @@ class LoopStepper(Stepper):
     def _arguments(self, inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
         x = inputs if self.time_dim is None else inputs.transpose(0, self.time_dim)
         steps = self.adapter.timesteps if self.time_dim is None else inputs.shape[0]
-        return x, call_keywords(self.model, steps)
+        return x, call_keywords(self.model, x, steps)
 
     def _call(self, inputs: Tensor) -> Any:
         x, keywords = self._arguments(inputs)
@@ -230,7 +230,9 @@ class LoopStepper(Stepper):
         kind = type(self.model).__name__
         if not found or found[0].position != 0:
             raise ModelRefused(
-                f"what {kind}.forward returns has no row for each sample.", "Return a tensor [n, C] or [T, n, C]."
+                f"what {kind}.forward returns first is neither one output for each timestep, [T, N, ...] or "
+                "[N, T, ...], nor one answer [N, ...] of the same shape for any number of timesteps.",
+                "Return such a tensor first.",
             )
         self._items = found
         made_by = found[0].made_by
@@ -376,7 +378,7 @@ def find_loop_stepper(adapter: ModuleAdapter, few: Tensor, more: Tensor, sequenc
     for time_dim in axes:
         x = few if time_dim is None else few.transpose(0, time_dim)
         try:
-            keywords = call_keywords(adapter.model, len(few) if sequence else adapter.timesteps)
+            keywords = call_keywords(adapter.model, x, len(few) if sequence else adapter.timesteps)
             with isolated(adapter.model):
                 adapter.reset()
                 loop = find_time_loop(adapter.model, adapter.neurons, lambda x=x, k=keywords: adapter.model(x, **k))

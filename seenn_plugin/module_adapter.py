@@ -362,6 +362,9 @@ class ModuleAdapter(Adapter):
         try:
             for (store, key), value in zip(state_map.written[: len(values)], values, strict=True):
                 write(store, key, value)
+            for store, key, value in own[len(values) :]:
+                if isinstance(value, list | dict):  # a log that is appended to: to a copy, and not to the caller's
+                    write(store, key, map_tensors(_itself, value))
             if started:
                 for (store, key), poison in state_map.unread:
                     store[key] = poison
@@ -388,3 +391,7 @@ class ModuleAdapter(Adapter):
             for size in spot.row_counts(value):
                 if size != len(rows) and (started or size != 1):
                     raise AssertionError(f"{spot.label} holds {size} rows, not {len(rows)}")
+
+
+def _itself(value: Any) -> Any:
+    return value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -82,7 +83,11 @@ class Observer:
             count_calls_of: modules whose calls are counted.
         """
         adapter, stepper, seen = self.adapter, self.stepper, Observation()
-        with isolated(adapter.model), noting_calls(adapter.model, count_calls_of) as calls:
+        with (
+            isolated(adapter.model),
+            _keeping_parameters(adapter.model),
+            noting_calls(adapter.model, count_calls_of) as calls,
+        ):
             torch.manual_seed(_SEED)
             adapter.reset()
             _write(before_start or {})
@@ -112,22 +117,23 @@ class Observer:
                 seen.after.append(_copy(after))
                 seen.arguments.append(map_tensors(Tensor.clone, arguments))
                 seen.outputs.append(finish())
-                seen.written_behind |= self._undo_what_comes_behind(after, seen.after[-1])
+                seen.written_behind |= self._undo_what_comes_behind(after, seen.after[-1], seen.written)
         seen.written_behind -= seen.written
         return seen
 
-    def _undo_what_comes_behind(self, after: dict[Cell, Any], copied: dict[Cell, Any]) -> set[Cell]:
+    def _undo_what_comes_behind(self, after: dict[Cell, Any], copied: dict[Cell, Any], state: set[Cell]) -> set[Cell]:
         """Give every cell the value back that the timestep left in it; those that had another."""
         now = self.read()
         written = _written(after, copied, now)
         for cell in written:
-            if not same(after.get(cell, ABSENT), copied.get(cell, ABSENT)):
+            in_place = not same(after.get(cell, ABSENT), copied.get(cell, ABSENT))
+            if in_place and cell in state:
                 raise ModelRefused(
                     f"what follows the time loop of {type(self.adapter.model).__name__} changes {cell.label} in place, "
                     "which the next timestep would see.",
                     "Assign a new tensor instead.",
                 )
-            cell.write(after.get(cell, ABSENT))
+            cell.write(map_tensors(Tensor.clone, copied[cell]) if in_place else after.get(cell, ABSENT))
         return written
 
     def try_observe(self, rows: Tensor, **options: Any) -> Observation:
@@ -160,7 +166,7 @@ class Observer:
     def is_leftover(self, cell: Cell) -> bool:
         """Whether an attribute holds a tensor that no reset brings to a fresh value."""
         known = self.adapter.owns(cell) or self.adapter.is_scratch(cell)
-        return cell.path == () and not known and any(t.ndim for t in tensors(cell.read()))
+        return cell.path == () and not known and any(t.ndim and t.numel() for t in tensors(cell.read()))
 
     def answers_the_same(self, seen: Observation, rows: Tensor, without: Cell, **options: Any) -> bool:
         """Whether a run with other ``options`` ends as ``seen`` did, but for what lies in the cell ``without``."""
@@ -195,6 +201,22 @@ def left_over(label: str, value: Tensor) -> ModelRefused:
         f"{label} still holds a value of shape {tuple(value.shape)} from an earlier run, and nothing resets it.",
         "Bring the model to its fresh state before it is wrapped, or register it as framework state.",
     )
+
+
+@contextmanager
+def _keeping_parameters(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that assigns a parameter while it runs, and give it its own back."""
+    before = [(module._parameters, dict(module._parameters)) for module in model.modules()]
+    yield
+    for parameters, own in before:
+        changed = [name for name in {**own, **parameters} if parameters.get(name) is not own.get(name)]
+        if changed:
+            parameters.clear()
+            parameters.update(own)
+            raise ModelRefused(
+                f"{type(model).__name__} assigns its parameter {changed[0]} in forward(), which all rows share.",
+                "Keep what changes from timestep to timestep in tensors with one value per row.",
+            )
 
 
 def _write(values: dict[Cell, Any]) -> None:

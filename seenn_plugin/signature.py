@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 REQUIRED: Final = inspect.Parameter.empty
 """Stands for the default of a state argument that has none."""
@@ -16,19 +16,26 @@ _STATE_NAME: Final = re.compile(
     r"((mem|membrane|spk|spike|syn|state|hidden|carry)s?(\d+|_\w+)?|[hcuv]x?(\d+|_\w+)?)"
 )
 
+_DEVICE: Final = "device"
 _TIMESTEPS_NAME: Final = re.compile(
-    r"T|time_?step|((num|n|nb|number_of|max|total|sim|simulation)_?)?(time_?)?steps|(num|n)_?timesteps?|time_?window|seq_?len(gth)?"
+    r"T|time|time_?step|((num|n|nb|number_of|max|total|sim|simulation)_?)?(time_?)?steps|(num|n)_?timesteps?|time_?window|seq_?len(gth)?"
 )
 
 
-def call_keywords(model: nn.Module, timesteps: int | None) -> dict[str, int]:
-    """The argument by which a ``forward`` that makes all timesteps is told how many, if it has one.
+def call_keywords(model: nn.Module, x: Tensor, timesteps: int | None) -> dict[str, Any]:
+    """The arguments by which a ``forward`` that makes all timesteps is told how many, or on which device.
 
     Args:
+        x: the input.
         timesteps: their number; if ``None``, the argument keeps its default.
     """
-    named = list(inspect.signature(model.forward).parameters.values())[1:]
-    return {p.name: timesteps for p in named if timesteps is not None and tells_timesteps(p.name)}
+    found: dict[str, Any] = {}
+    for p in list(inspect.signature(model.forward).parameters.values())[1:]:
+        if timesteps is not None and tells_timesteps(p.name):
+            found[p.name] = timesteps
+        elif p.name == _DEVICE and p.default is REQUIRED:
+            found[p.name] = x.device
+    return found
 
 
 def tells_timesteps(name: str) -> bool:
@@ -51,6 +58,6 @@ def state_arguments(model: nn.Module) -> dict[str, Any]:
     return {
         p.name: p.default
         for p in named[1:]
-        if (p.default is REQUIRED and not tells_timesteps(p.name))
+        if (p.default is REQUIRED and p.name != _DEVICE and not tells_timesteps(p.name))
         or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
     }

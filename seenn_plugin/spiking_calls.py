@@ -28,13 +28,13 @@ class SpikingCall:
 
     Attributes:
         neuron: the module.
-        place: the instruction of ``forward`` that led to it; two calls written in one line have two places.
+        place: the instructions that led to it, from ``forward`` on; two calls written in one line have two places.
         line: its line.
         via: the function that ``forward`` called there, if it was not the neuron itself.
     """
 
     neuron: nn.Module
-    place: int
+    place: tuple[int, ...]
     line: int
     via: CodeType | None
 
@@ -53,10 +53,13 @@ def noting_calls(model: nn.Module, neurons: Collection[nn.Module]) -> Iterator[l
 
     def note(neuron: nn.Module, *_: Any) -> None:
         frame: FrameType | None = sys._getframe(1)
-        place, line, via, inner = 0, 0, None, None
+        line, via, inner = 0, None, None
+        steps: list[int] = []
+        place: tuple[int, ...] = ()
         while frame is not None:
+            steps.append(frame.f_lasti)
             if (frame.f_code.co_filename, frame.f_code.co_name) == root:  # the outermost one is the model's own
-                place, line, via = frame.f_lasti, frame.f_lineno, inner
+                place, line, via = tuple(steps), frame.f_lineno, inner
             if not frame.f_code.co_filename.startswith(_TORCH):
                 inner = frame.f_code
             frame = frame.f_back

@@ -236,6 +236,9 @@ class TimeLoop:
         """Local variables that a pass through the loop may read before it sets them, or that are read after it."""
         once = [ast.For(self.loop.target, ast.Constant(0), [], []), *self.loop.body]
         exposed, _ = _flow(once, _names(self.loop.target, ast.Store))
+        for block in self._path:
+            if isinstance(block, ast.With):  # it is entered for each pass
+                exposed |= {name for item in block.items for name in _names(item, ast.Load)}
         return frozenset(map(self.source.mangled, exposed)) | self.read_after
 
     @cached_property

@@ -12,7 +12,7 @@ import ast
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from seenn_plugin.errors import InputError, ModelRefused, SeennError
 from seenn_plugin.module_state import cells, isolated, tensors
-from seenn_plugin.signature import tells_timesteps
+from seenn_plugin.signature import call_keywords, tells_timesteps
 from seenn_plugin.stepper import AGGREGATES, MISFITS, Outputs, OwnRun, Stepper, results
 from seenn_plugin.time_loop import read_source
 from seenn_plugin.tolerance import rows_agree
@@ -52,11 +52,9 @@ class Layout:
 
     def call(self, model: nn.Module, frames: Tensor) -> Any:
         """Call the model on frames ``[k, n, ...]``."""
-        if self.time_dim is not None:
-            return model(frames.transpose(0, self.time_dim))
-        assert self.tell is not None
-        with self.tell(len(frames)):
-            return model(frames[0])
+        x = frames[0] if self.time_dim is None else frames.transpose(0, self.time_dim)
+        with nullcontext() if self.tell is None else self.tell(len(frames)):
+            return model(x, **call_keywords(model, x, len(frames)))
 
     def __str__(self) -> str:
         return {0: "[T, N, ...]", 1: "[N, T, ...]", None: "[N, ...], which it repeats"}[self.time_dim]
@@ -109,7 +107,8 @@ class MultiStepStepper(Stepper):
 
     def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
         if self.own.time_dim is None:
-            returned, timesteps = self.adapter.model(inputs), self.timesteps or timesteps
+            timesteps = self.timesteps or timesteps
+            returned = self.adapter.model(inputs, **call_keywords(self.adapter.model, inputs, timesteps))
         else:
             frames = inputs[:timesteps] if sequence else inputs.expand(timesteps, *inputs.shape)
             returned = self.own.call(self.adapter.model, frames)
@@ -146,7 +145,7 @@ def find_stepper(adapter: SpikingJellyAdapter, few: Tensor, more: Tensor, sequen
     Raises:
         ModelRefused: it takes such input, and its answer is no simple function of those to single timesteps.
     """
-    trial = _Trial(adapter, few, more, sequence)
+    trial = _Trial(adapter, few, more, sequence, [])
     try:
         return _find(trial)
     except SeennError:
@@ -175,6 +174,12 @@ def _find(trial: _Trial) -> MultiStepStepper | None:
                 "Use neurons and layers that make one timestep at a time, and read the number from an attribute "
                 "(self.T).",
             )
+    if not layouts and trial.odd and (not sequence or adapter.time_dim == 1):
+        raise ModelRefused(
+            f"a {trial.odd[0]} of {type(adapter.model).__name__} is given an input whose first dimension, its time, "
+            "grows with the number of rows: rows are folded into the time axis.",
+            "Give every multi-step neuron [T, N, ...].",
+        )
     if not layouts:
         return None
     layout = layouts[0]
@@ -195,6 +200,8 @@ class _Trial:
     few: Tensor
     more: Tensor
     sequence: bool
+    odd: list[str]
+    """Neurons that were given rows as timesteps."""
 
     def is_plain(self) -> bool:
         """Whether it takes ``[T, N, ...]``, returns ``[T, N, ...]`` first, and leaves its state alone."""
@@ -203,7 +210,7 @@ class _Trial:
             frames = self._frames(x, 2)
             try:
                 with self._fresh(), going_on(self.adapter.model, resets):
-                    first = results(self.adapter.model(frames))[0]
+                    first = results(Layout(0).call(self.adapter.model, frames))[0]
             except MISFITS:
                 return False
             if first is None or first.ndim < 3 or first.shape[:2] != frames.shape[:2] or resets:
@@ -245,7 +252,11 @@ class _Trial:
         with self._fresh(), going_on(model), _timesteps_given(self.adapter.neurons) as given:
             before = self._states()
             versions = {id(tensor): tensor._version for tensor in before}
-            returned = results(model(frames[0]) if layout is None else layout.call(model, frames))
+            if layout is None:
+                x = frames[0]
+                returned = results(model(x, **call_keywords(model, x, self.adapter.timesteps)))
+            else:
+                returned = results(layout.call(model, frames))
             states = [t.shape for t in self._states() if t.numel() and versions.get(id(t)) != t._version]
         if returned[0] is None:
             return None
@@ -439,6 +450,12 @@ def _remembering(layer: nn.Module, x: Tensor, states: Any = None) -> Any:
 # -- telling a network how often it is to repeat -------------------------------------------------------------------
 
 
+def _by_argument(model: nn.Module, timesteps: int) -> Teller | None:
+    """By an argument of ``forward``, which every call gets that way."""
+    x = torch.empty(0)
+    return (lambda steps: nullcontext()) if call_keywords(model, x, timesteps) else None
+
+
 def _by_attributes(model: nn.Module, timesteps: int) -> Teller | None:
     """By the attributes that carry the number: ``self.T`` of the network and of its parts."""
     held = [
@@ -485,7 +502,7 @@ def _by_globals(model: nn.Module, timesteps: int) -> Teller | None:
 
 
 def _by_literals(model: nn.Module, timesteps: int) -> Teller | None:
-    """By the number where it is written in ``forward``: ``x.repeat(4, 1, 1, 1, 1)``."""
+    """By the number where it is written in ``forward``: ``x.repeat(4, 1, 1, 1, 1)``, or ``T = 4``."""
     try:
         source = read_source(model)
     except ModelRefused:
@@ -499,6 +516,14 @@ def _by_literals(model: nn.Module, timesteps: int) -> Teller | None:
             argument.elts[0] if isinstance(argument, ast.Tuple | ast.List) and argument.elts else argument,
         )
         if isinstance(constant, ast.Constant) and constant.value == timesteps and type(constant.value) is int
+    ]
+    written += [
+        node.value
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and (type(node.value.value), node.value.value) == (int, timesteps)
+        and any(isinstance(target, ast.Name) and tells_timesteps(target.id) for target in node.targets)
     ]
     places = {(constant.lineno, constant.col_offset) for constant in written}
 
@@ -536,4 +561,4 @@ def _running(model: nn.Module, made_for: Callable[[int], FunctionType]) -> Telle
     return told
 
 
-_TELLERS: Final = (_by_attributes, _by_globals, _by_literals)
+_TELLERS: Final = (_by_argument, _by_attributes, _by_globals, _by_literals)
