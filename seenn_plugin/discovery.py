@@ -186,7 +186,10 @@ def _build(observer: Observer, small: Observation, large: Observation, rows: Ten
     return StateMap(
         carried=tuple(carried),
         written=tuple((cell.store, cell.key) for cell in written),
-        unread=tuple(((cell.store, cell.key), poison) for cell, poison in unread.items()),
+        unread=tuple(
+            ((cell.store, cell.key), small.fresh[cell] if cell in small.written_at_start else ABSENT, poison)
+            for cell, poison in unread.items()
+        ),
         watched=_watched(adapter),
         spots=tuple(spots),
         changed_in_place=tuple(cell in small.changed_in_place for cell in carried),

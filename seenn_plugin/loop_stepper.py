@@ -90,7 +90,7 @@ class LoopStepper(Stepper):
         values = [*([head[0], t] if head else []), *self._carried(after)]
 
         def outputs() -> Outputs:
-            result = self._returned(returned)
+            result = self._returned(returned, t)
             return tuple(item.of_timestep(result, t).unsqueeze(0) for item in self._items)
 
         return outputs, values
@@ -122,7 +122,7 @@ class LoopStepper(Stepper):
     @property
     def _counts(self) -> bool:
         """Whether the rows carry the number of the timestep, and so share a clock."""
-        return self.loop.reads_item or self._starts_before
+        return self.loop.reads_item or self._starts_before or (self.loop.rest_counts and not self._records)
 
     def _carried(self, variables: Locals) -> list[Any]:
         return [_plain(variables.get(name, ABSENT)) for name in self._variables]
@@ -177,13 +177,17 @@ class LoopStepper(Stepper):
                 )
         return {name: value for name, value in after.items() if name not in self._records}, after
 
-    def _returned(self, variables: Locals) -> list[Tensor | None]:
-        """What ``forward`` returns if the loop ends here."""
-        given = {self._own_name: self.model}
-        for name, value in variables.items():
-            if name in self.loop.read_after:
-                given[name] = map_tensors(Tensor.clone if name in self._changed_by_rest else _itself, value)
-        return results(self.loop.leave(given))
+    def _returned(self, variables: Locals, t: int) -> list[Tensor | None]:
+        """What ``forward`` returns if the loop ends after timestep ``t``; with records, as if it were the only one."""
+        given = self._behind(variables)
+        for name in self._changed_by_rest & given.keys():
+            given[name] = map_tensors(Tensor.clone, given[name])
+        return results(self.loop.leave(given, 1 if self._records else t - self._starts_before))
+
+    def _behind(self, variables: Locals) -> Locals:
+        """Those that the statements behind the loop read."""
+        read = {name: value for name, value in variables.items() if name in self.loop.read_after}
+        return {self._own_name: self.model, **read}
 
     @property
     def _variables(self) -> tuple[str, ...]:
@@ -304,10 +308,14 @@ class LoopStepper(Stepper):
                 return _Item(position, d)
         if last.shape != own.shape:
             return None
+        if any(m is None or m.shape != own.shape for m in made):
+            return None
         made_by = "last"
         if self._records:
             with self._fresh():
                 made_by = self._aggregate(position, steps[-1][1])
+            if made_by == "last" and not torch.allclose(last, own, 1e-4, 1e-5, equal_nan=True):
+                return None  # made of something else than records, and by their number
         return _Item(position, made_by=made_by) if made_by else None
 
     def _aggregate(self, position: int, variables: Locals) -> str | None:
@@ -315,9 +323,12 @@ class LoopStepper(Stepper):
         timesteps = 5  # any number: what is asked is what the statements behind the loop do with a list
         records = {n: [map_tensors(_made_up, variables[n][0]) for _ in range(timesteps)] for n in self._records}
         try:
-            answer = self._returned({**variables, **records})[position]
+            given = map_tensors(Tensor.clone, {self._own_name: self.model, **variables})
+            answer = results(self.loop.leave(self._behind({**given, **records}), timesteps))[position]
             singles = [
-                self._returned({**variables, **{name: [record[t]] for name, record in records.items()}})[position]
+                results(self.loop.leave(self._behind({**given, **{n: [r[t]] for n, r in records.items()}}), 1))[
+                    position
+                ]
                 for t in range(timesteps)
             ]
         except Exception:  # they mind how long the list is
@@ -327,6 +338,10 @@ class LoopStepper(Stepper):
         stacked = torch.stack([single for single in singles if single is not None])
         close = (n for n, f in AGGREGATES.items() if torch.allclose(f(stacked).to(answer), answer, 1e-4, 1e-5))
         return next(close, None)
+
+    def _answer(self, variables: Locals, passes: int, position: int) -> Tensor | None:
+        given = map_tensors(Tensor.clone, self._behind(variables))
+        return results(self.loop.leave(given, passes))[position]
 
     def _try(self, inputs: Tensor) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
         """What the model returns, and what it would return after each pass, with the local variables there."""
@@ -349,7 +364,7 @@ class LoopStepper(Stepper):
         given = {n: map_tensors(Tensor.clone, value) for n, value in variables.items() if n in self.loop.read_after}
         held = {name: tensors(value) for name, value in given.items()}
         try:
-            returned = self._returned(given)
+            returned = self._returned(given, t)
         except SeennError:
             raise
         except Exception as error:

@@ -365,9 +365,11 @@ class ModuleAdapter(Adapter):
             for store, key, value in own[len(values) :]:
                 if isinstance(value, list | dict):  # a log that is appended to: to a copy, and not to the caller's
                     write(store, key, map_tensors(_itself, value))
-            if started:
-                for (store, key), poison in state_map.unread:
+            for (store, key), fresh, poison in state_map.unread:
+                if started:
                     store[key] = poison
+                elif fresh is not ABSENT:
+                    store[key] = map_tensors(Tensor.clone, fresh)
             yield
             failed = False
         finally:

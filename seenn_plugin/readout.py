@@ -56,7 +56,7 @@ class MeanReadout(Readout):
 
     def step(self, outputs: Outputs, timestep: Tensor, memory: Any) -> tuple[Tensor, Any]:
         total = outputs[0] if memory is None else memory + outputs[0]
-        return total / timestep.unsqueeze(1).to(total.dtype), total
+        return total / _like(timestep, total).to(total.dtype), total
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class FirstSpikeReadout(Readout):
     name = "first_spike"
 
     def step(self, outputs: Outputs, timestep: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        now = timestep.unsqueeze(1)
+        now = _like(timestep, outputs[0])
         never = torch.zeros_like(outputs[0], dtype=torch.long)  # 0: no spike yet
         first = never if memory is None else memory
         first = torch.where((first == 0) & (outputs[0] > 0), now, first)
@@ -147,6 +147,11 @@ class CallableReadout(Readout):
     def step(self, outputs: Outputs, timestep: Tensor, memory: Any) -> tuple[Tensor, Any]:
         history = outputs[0].unsqueeze(1) if memory is None else torch.cat([memory, outputs[0].unsqueeze(1)], 1)
         return self.function(history.transpose(0, 1)), history
+
+
+def _like(timestep: Tensor, outputs: Tensor) -> Tensor:
+    """``[n]`` in the rank of ``[n, ...]``."""
+    return timestep.view(-1, *[1] * (outputs.ndim - 1))
 
 
 _BY_NAME: dict[str, type[Readout]] = {
@@ -194,7 +199,7 @@ def choose_readout(steps: Sequence[Outputs], answer: str | None, chosen: Readout
         ReadoutError: the caller's choice is for outputs of single timesteps, which this model does not give.
     """
     if chosen is not None:
-        if answer == LastReadout.name and not isinstance(chosen, LastReadout | MembraneReadout):
+        if answer == LastReadout.name and not isinstance(chosen, LastReadout | MembraneReadout | CallableReadout):
             raise ReadoutError(
                 f"readout {chosen.name!r} reads the outputs of single timesteps, and this model returns one answer to "
                 "all timesteps so far; use readout='auto'."

@@ -104,8 +104,9 @@ class StateMap:
     Attributes:
         carried: the cells whose values belong to the rows in flight.
         written: the places of all cells that a timestep or a reset writes: the carried ones first.
-        unread: places that are written and never read, with the NaN to put there: should one be read after all, the
-            answer is NaN and not silently another row's.
+        unread: places that are written and never read, with what lies there before the first timestep if the start of
+            a run sets it, and the NaN to put there later: should one be read after all, the answer is NaN and not
+            silently another row's.
         watched: the stores in which nothing else may be written.
         spots: one for each carried cell, then one for each value of the stepper.
         changed_in_place: for each carried cell, whether the model changes its value rather than replacing it.
@@ -115,7 +116,7 @@ class StateMap:
 
     carried: tuple[Cell, ...]
     written: tuple[Place, ...]
-    unread: tuple[tuple[Place, Any], ...]
+    unread: tuple[tuple[Place, Any, Any], ...]
     watched: tuple[dict[Any, Any], ...]
     spots: tuple[Spot, ...]
     changed_in_place: tuple[bool, ...]

@@ -15,6 +15,7 @@ import ast
 import copy
 import inspect
 import linecache
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from .errors import ModelRefused
 
 Locals = dict[str, Any]
 _ITEM: Final = "seenn_item_"
+_COUNT: Final = "seenn_passes_"
+_LENGTH: Final = re.compile(r"(?P<name>\w+)\.(shape\[|size\((dim=)?)(?P<dim>\d+)[\])]|len\((?P<whole>\w+)\)")
 _REACHED: Final = "seenn_plugin: the time loop was reached"
 
 
@@ -167,9 +170,13 @@ class TimeLoop:
         del after[_ITEM]
         return after
 
-    def leave(self, variables: Locals) -> Any:
-        """What ``forward`` returns if the loop ends here."""
-        return self._part("rest", self._rest, tuple(variables))(*variables.values())
+    def leave(self, variables: Locals, passes: int) -> Any:
+        """What ``forward`` returns if the loop ends here, after ``passes``.
+
+        Where the statements behind the loop use the number of its passes, they are told this one.
+        """
+        told = {_COUNT: self._start + passes} if self.rest_counts else {}
+        return self._part("rest", self._told_rest[0], (*variables, *told))(*variables.values(), *told.values())
 
     def _own(self, variables: Locals) -> Locals:
         """Without the variables of functions around this one, which ``locals()`` has too."""
@@ -224,6 +231,52 @@ class TimeLoop:
             inner = block
         return rest or [ast.Pass()]
 
+    @property
+    def rest_counts(self) -> bool:
+        """Whether the statements behind the loop use the number of its passes: ``out / self.num_steps``."""
+        return self._told_rest[1]
+
+    @cached_property
+    def _told_rest(self) -> tuple[list[ast.stmt], bool]:
+        counter = _Counter(self._counts)
+        rest = [counter.visit(copy.deepcopy(statement)) for statement in self._rest]
+        return rest, counter.found
+
+    @cached_property
+    def _range(self) -> ast.Call | None:
+        """The ``range(...)`` that the loop runs over, be it counted or shown with a progress bar."""
+        calls = [node for node in ast.walk(self.loop.iter) if isinstance(node, ast.Call)]
+        ranges = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "range" and 1 <= len(c.args) <= 2]
+        return ranges[0] if len(ranges) == 1 else None
+
+    @cached_property
+    def _start(self) -> int:
+        """The number from which the passes are counted."""
+        first = self._range.args[0] if self._range is not None and len(self._range.args) == 2 else ast.Constant(0)
+        return first.value if isinstance(first, ast.Constant) and isinstance(first.value, int) else 0
+
+    @cached_property
+    def _counts(self) -> frozenset[str]:
+        """Expressions of which the value is the number of passes of the whole loop."""
+        if self._range is None:
+            inner = [node for node in ast.walk(self.loop.iter) if isinstance(node, ast.Name)]
+            known = {f"len({node.id})" for node in inner if not isinstance(node.ctx, ast.Store)}
+        else:
+            if len(self._range.args) == 2 and not isinstance(self._range.args[0], ast.Constant):
+                return frozenset()
+            known = {ast.unparse(self._range.args[-1])}
+        for statement in ast.walk(self.source.tree):  # steps = x.size(0)
+            if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+                name, value = ast.unparse(statement.targets[0]), ast.unparse(statement.value)
+                if name in known and statement.lineno < self.loop.lineno:
+                    known = {*known, value}
+        for expression in tuple(known):
+            if found := _LENGTH.fullmatch(expression):
+                name, dim = found["name"] or found["whole"], found["dim"] or "0"
+                known |= {f"{name}.shape[{dim}]", f"{name}.size({dim})", f"{name}.size(dim={dim})"}
+                known |= {f"len({name})"} if dim == "0" else set()
+        return frozenset(known)
+
     # -- reading the syntax ---------------------------------------------------------------------------------------
 
     @cached_property
@@ -244,7 +297,7 @@ class TimeLoop:
     @cached_property
     def read_after(self) -> frozenset[str]:
         """Local variables that the statements behind the loop read."""
-        return frozenset(map(self.source.mangled, _flow(self._rest, set())[0]))
+        return frozenset(map(self.source.mangled, _flow(self._told_rest[0], set())[0] - {_COUNT}))
 
     @cached_property
     def reads_item(self) -> bool:
@@ -286,6 +339,43 @@ class TimeLoop:
         for block in self._path:
             if not isinstance(block, ast.If | ast.With):
                 raise ModelRefused(f"{where} lies inside a {type(block).__name__.lower()} statement.", plain)
+
+
+class _Counter(ast.NodeTransformer):
+    """Puts a variable in the place of expressions that stand for the number of passes.
+
+    A number that is written out counts only where something is divided by it.
+    """
+
+    def __init__(self, counts: frozenset[str]) -> None:
+        self.counts = counts
+        self.found = False
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.expr) and not isinstance(node, ast.Constant) and ast.unparse(node) in self.counts:
+            loaded = not hasattr(node, "ctx") or isinstance(getattr(node, "ctx", None), ast.Load)
+            if loaded:
+                return self._count(node)
+        return super().visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        node = self.generic_visit(node)  # pyright: ignore[reportAssignmentType]
+        if isinstance(node.op, ast.Div) and self._is_number(node.right):
+            node.right = self._count(node.right)
+        return node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        node = self.generic_visit(node)  # pyright: ignore[reportAssignmentType]
+        if isinstance(node.op, ast.Div) and self._is_number(node.value):
+            node.value = self._count(node.value)
+        return node
+
+    def _is_number(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Constant) and ast.unparse(node) in self.counts
+
+    def _count(self, node: ast.expr) -> ast.expr:
+        self.found = True
+        return ast.copy_location(ast.Name(_COUNT, ast.Load()), node)
 
 
 def loops_around(tree: ast.FunctionDef, line: int) -> list[ast.For | ast.While]:

@@ -19,7 +19,7 @@ from seenn_plugin.module_state import Cell, tensors
 from seenn_plugin.stepper import Stepper
 from seenn_plugin.tolerance import rows_agree
 
-from .multi_step import RECURRENT_STATE, find_stepper
+from .multi_step import RECURRENT_STATE, find_stepper, recurrent_classes
 from .neuron_step import NeuronSteps
 
 StepMode = Literal["s", "m"]
@@ -57,11 +57,12 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     @classmethod
     def claims(cls, model: nn.Module) -> bool:
-        memory_classes = _memory_classes()
-        return any(isinstance(module, memory_classes) for module in model.modules())
+        stateful = (*_memory_classes(), *recurrent_classes())
+        return any(isinstance(module, stateful) for module in model.modules())
 
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
-        self.neurons: list[Any] = [module for module in modules if "_memories" in vars(module)]
+        recurrent = recurrent_classes()
+        self.neurons: list[Any] = [m for m in modules if "_memories" in vars(m) or isinstance(m, recurrent)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
         self._neuron_steps = NeuronSteps(modules)
 
@@ -157,7 +158,7 @@ class SpikingJellyAdapter(ModuleAdapter):
         """The outputs, and all memories afterwards: spikes may be alike by chance, or for lack of any."""
         self.reset()
         outputs, _ = self._run_as_it_lies(frames, self.fresh_arguments(), mode)
-        return [*outputs, *tensors([memory for node in self.neurons for memory in node._memories.values()])]
+        return [*outputs, *tensors([vars(node).get("_memories") for node in self.neurons])]
 
     def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
         preferred: StepMode = "s" if frames.shape[0] == 1 else "m"
@@ -186,8 +187,7 @@ class SpikingJellyAdapter(ModuleAdapter):
                 f"{type(self.model).__name__} answers [{steps}, {n}, ...] with {seen}, not with one output per "
                 "timestep "
                 f"[{steps}, {n}, C].",
-                "A model that averages over time inside forward() is not taken yet: return the outputs of all "
-                "timesteps.",
+                "Return the outputs of all timesteps.",
             )
         return tuple(
             o for o in outputs if isinstance(o, Tensor) and o.ndim >= 3 and o.shape[:2] == (steps, n)
@@ -211,6 +211,8 @@ def _agree(left: Tensor, right: Tensor) -> bool:
 def _outermost_step_modes(module: nn.Module) -> list[StepMode]:
     """Step modes of the stateful modules, or of the multi-step containers around them, met first from the root."""
     attributes = vars(module)
+    if isinstance(module, recurrent_classes()):
+        return ["m"]
     if "_memories" in attributes:
         # In clock_driven a node takes sequences or single frames by its name, and cannot be switched.
         legacy: StepMode = "m" if type(module).__name__.startswith("MultiStep") else "s"

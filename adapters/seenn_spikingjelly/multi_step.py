@@ -34,6 +34,7 @@ _TRIED: Final = 4  # timesteps
 _SCALES: Final = (1.0, 2.0, 4.0, 0.5)
 _SEED: Final = 20230401
 
+_Shapes = tuple[list[torch.Size], list[torch.Size], list[int]]
 Teller = Callable[[int], Any]
 """Makes a context in which the model makes the given number of timesteps of the input that it repeats."""
 
@@ -174,10 +175,10 @@ def _find(trial: _Trial) -> MultiStepStepper | None:
                 "Use neurons and layers that make one timestep at a time, and read the number from an attribute "
                 "(self.T).",
             )
-    if not layouts and trial.odd and (not sequence or adapter.time_dim == 1):
+    if not layouts and trial.folding:
         raise ModelRefused(
-            f"a {trial.odd[0]} of {type(adapter.model).__name__} is given an input whose first dimension, its time, "
-            "grows with the number of rows: rows are folded into the time axis.",
+            f"a neuron of {type(adapter.model).__name__} is given [T * N, ...] and takes rows for timesteps: its state "
+            "runs from one row to the next.",
             "Give every multi-step neuron [T, N, ...].",
         )
     if not layouts:
@@ -200,11 +201,13 @@ class _Trial:
     few: Tensor
     more: Tensor
     sequence: bool
-    odd: list[str]
-    """Neurons that were given rows as timesteps."""
+    folding: list[str]
+    """Filled where a neuron was given rows as timesteps."""
 
     def is_plain(self) -> bool:
-        """Whether it takes ``[T, N, ...]``, returns ``[T, N, ...]`` first, and leaves its state alone."""
+        """Whether it takes ``[T, N, ...]``, returns ``[T, N, ...]`` first, and keeps its state in its modules."""
+        if any(isinstance(module, recurrent_classes()) for module in self.adapter.model.modules()):
+            return False
         resets: list[str] = []
         for x in (self.few, self.more):
             frames = self._frames(x, 2)
@@ -224,6 +227,7 @@ class _Trial:
         except MISFITS:
             return False
         for few, more in seen:
+            self._note_folding(few, more)
             if few is None or more is None or not _differ_by_rows(few[0], more[0], required=True):
                 return False
             if not _differ_by_rows(few[1][:1], more[1][:1], required=True):
@@ -238,15 +242,19 @@ class _Trial:
         except MISFITS:
             return 0
         few, more = seen
+        self._note_folding(few, more)
         if few is None or more is None or not _differ_by_rows(few[0], more[0], required=True):
             return 0
         if not _differ_by_rows(few[1][:1], more[1][:1], required=True):
             return 0
         return few[2][0] if few[2] and few[2] == more[2] and len(set(few[2])) == 1 and few[2][0] > 1 else 0
 
-    def _shapes(
-        self, layout: Layout | None, frames: Tensor
-    ) -> tuple[list[torch.Size], list[torch.Size], list[int]] | None:
+    def _note_folding(self, few: _Shapes | None, more: _Shapes | None) -> None:
+        """Note if some neurons were given timesteps, and others a number that grows with the rows."""
+        if few and more and few[2] != more[2] and set(few[2]) & set(more[2]):
+            self.folding.append("rows")
+
+    def _shapes(self, layout: Layout | None, frames: Tensor) -> _Shapes | None:
         """Shapes of all states and of what is returned, and how many timesteps each neuron was given."""
         model = self.adapter.model
         with self._fresh(), going_on(model), _timesteps_given(self.adapter.neurons) as given:
@@ -411,13 +419,13 @@ def going_on(model: nn.Module, resets: list[str] | None = None) -> Iterator[None
         held.append((vars(module), name, vars(module).get(name)))
         vars(module)[name] = value
 
-    recurrent = recurrent_class()
+    recurrent = recurrent_classes()
     try:
         for name, module in model.named_modules():
             if callable(getattr(module, "reset", None)):
                 lend(module, "reset", lambda name=name: resets.append(name) if resets is not None else None)
             # One that runs backwards too needs the whole sequence: it is left alone, and found out.
-            if recurrent is not None and isinstance(module, recurrent) and not getattr(module, "bidirectional", False):
+            if isinstance(module, recurrent) and not getattr(module, "bidirectional", False):
                 lend(module, "forward", MethodType(_remembering, module))
         yield
     finally:
@@ -432,9 +440,10 @@ RECURRENT_STATE: Final = "_seenn_states"
 """Under this name a recurrent layer's states lie in it while they are lent; else nothing lies there."""
 
 
-def recurrent_class() -> type[nn.Module] | None:
+def recurrent_classes() -> tuple[type, ...]:
     """SpikingJelly's LSTM and GRU, which hold their states in no module but return them, ``[layers, N, ...]``."""
-    return getattr(sys.modules.get("spikingjelly.activation_based.rnn"), "SpikingRNNBase", None)
+    found = (sys.modules.get(f"spikingjelly.{age}.rnn") for age in ("activation_based", "clock_driven"))
+    return tuple(module.SpikingRNNBase for module in found if module is not None)
 
 
 def _remembering(layer: nn.Module, x: Tensor, states: Any = None) -> Any:

@@ -91,15 +91,6 @@ def shown(time_dim: int) -> Prefix:
     return prefix
 
 
-def part_of_the_whole(means: Prefix) -> Prefix:
-    """For a loop that divides by the full T when it is over: stopped after t, it has added up t of T parts."""
-
-    def prefix(model: nn.Module, x: Tensor, timesteps: int) -> list[Outputs]:
-        return [(mean * t / timesteps,) for t, (mean,) in enumerate(means(model, x, timesteps), 1)]
-
-    return prefix
-
-
 def each_step(model: nn.Module, x: Tensor, timesteps: int) -> list[Outputs]:
     """The outputs of a model that returns those of all timesteps."""
     return [(output,) for output in answer(model, x)]
@@ -1364,7 +1355,7 @@ LOOPS: list[Entry] = [
         LoopAndRate,
         IMAGE,
         6,
-        part_of_the_whole(shown(1)),
+        shown(1),
         f"{TRUNK[0]}, out",
         f"{TRUNK[1]}, fc, out",
         **sequence(1),
@@ -1382,21 +1373,15 @@ LOOPS: list[Entry] = [
         **SHARED_CLOCK,
     ),
     entry(
-        "loop over a still image, mean",
-        LoopOverStill,
-        IMAGE,
-        4,
-        part_of_the_whole(told("T")),
-        TRUNK[0],
-        f"{TRUNK[1]}, fc",
+        "loop over a still image, mean", LoopOverStill, IMAGE, 4, told("T"), TRUNK[0], f"{TRUNK[1]}, fc", **SHARED_CLOCK
     ),
-    entry("loop, groups of members", lambda: LoopOverStill(GroupNode), IMAGE, 4, part_of_the_whole(told("T")), *TRUNK),
+    entry("loop, groups of members", lambda: LoopOverStill(GroupNode), IMAGE, 4, told("T"), *TRUNK, **SHARED_CLOCK),
     entry(
         "loop, precharged",
         lambda: LoopOverStill(UncountedPrecharge),
         IMAGE,
         4,
-        part_of_the_whole(told("T")),
+        told("T"),
         *TRUNK,
         **SHARED_CLOCK,
     ),
@@ -1408,7 +1393,7 @@ LOOPS: list[Entry] = [
         FirstStepBeforeLoop,
         IMAGE,
         5,
-        part_of_the_whole(told("T")),
+        told("T"),
         "conv.0, conv.3, fc.2",
         "conv.0, conv.2, conv.3, fc.1, fc.2",
         **SHARED_CLOCK,
@@ -1500,9 +1485,10 @@ CONVERTED: list[Entry] = [
         ConvertedInALoop,
         IMAGE,
         6,
-        part_of_the_whole(told("T")),
+        told("T"),
         ", ".join(f"snn.{name}" for name in CONVERTED_NODES),
         ", ".join(f"snn.{name}" for name in CONVERTED_NODES),
+        **SHARED_CLOCK,
     ),
     entry(
         "precharged, counted",
