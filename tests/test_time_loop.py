@@ -330,3 +330,194 @@ class Edited(nn.Module):
     file.write_text(text.replace("self.lif(self.fc(x), mem)", "self.lif(2 * self.fc(x), mem)"))
     with pytest.raises(ModelRefused, match="edited after it was loaded"):
         EarlyExitWrapper(Edited().eval(), "fixed", timesteps=4).infer(rows())
+
+
+# -- habits of published networks -----------------------------------------------------------------------------------
+
+
+class TwiceInAHelper(Net):
+    """A method calls one neuron twice, as a recurrent block that is evaluated twice in a timestep does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(6)
+            self.mix = nn.Linear(12, 12)
+
+    def hidden(self, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
+        spk, mem = self.lif1(self.fc1(x), mem)
+        return self.lif1(self.mix(spk), mem)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for _ in range(STEPS):
+            spk, mem1 = self.hidden(x, mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+class CountsAndLogs(Net):
+    """Keeps a count that sums over rows, and a log that grows with every call; neither has a part in the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[float] = []
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        self.count = 0.0
+        for _ in range(STEPS):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            self.count += spk.sum()
+            rec.append(spk)
+        out = torch.stack(rec)
+        self.log.append(out.mean().item())
+        self.calls += 1
+        return out
+
+
+class ToldTheDevice(Net):
+    def forward(self, frames: Tensor, device: torch.device) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for t in range(frames.size(0)):
+            spk, mem1, mem2 = self.one(frames[t].to(device), mem1, mem2)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+class ToldTheTime(Net):
+    def forward(self, x: Tensor, time: int) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for _ in range(time):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+class Maps(nn.Module):
+    """Answers with a map of classes: ``[N, C, H, W]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.lif = snntorch.Leaky(beta=0.9, threshold=0.2, spike_grad=fire)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem = self.lif.init_leaky()
+        rec = []
+        for _ in range(STEPS):
+            spk, mem = self.lif(self.conv(x), mem)
+            rec.append(spk)
+        return torch.stack(rec).mean(0)
+
+
+class SwapsWeights(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for t in range(STEPS):
+            if t == 2:
+                self.fc1.weight = nn.Parameter(2 * self.fc1.weight.detach())
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+class SideBySide(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for _ in range(STEPS):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            rec.append(spk)
+        return torch.cat(rec, 1)
+
+
+@pytest.mark.parametrize("kind", [TwiceInAHelper, CountsAndLogs])
+def test_habits_that_have_no_part_in_the_answer_are_taken(kind):
+    model, x = kind(), rows()
+    before = Snapshot(model)
+    snn = EarlyExitWrapper(model, PrescribedPolicy((2, STEPS, 1, 3)))
+    for _ in range(2):
+        result = snn.infer(x)
+        before.assert_unchanged("a run")
+    own = kind()(x).cumsum(0)
+    for row, t in enumerate((2, STEPS, 1, 3)):
+        assert torch.equal(result.logits[row], own[t - 1, row])
+
+
+def test_arguments_of_forward_that_say_where_and_how_long():
+    x = rows()
+    with torch.no_grad():
+        wanted = ToldTheTime()(x, STEPS).cumsum(0)
+    told = EarlyExitWrapper(ToldTheTime(), "fixed", timesteps=STEPS)
+    assert torch.equal(told.trace(x), wanted)
+    placed = EarlyExitWrapper(ToldTheDevice(), "fixed", input="sequence")
+    assert torch.equal(placed.trace(torch.stack([x] * STEPS)), wanted)
+
+
+def test_an_answer_of_a_higher_rank_is_read_by_the_callers_function():
+    model, x = Maps(), torch.rand(ROWS, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    snn = EarlyExitWrapper(model, never(), readout=lambda outputs: outputs.mean(0).mean((2, 3)))
+    with torch.no_grad():
+        assert torch.allclose(snn(x), model(x).mean((2, 3)), atol=1e-6)
+    with pytest.raises(ReadoutError, match="readout=function"):
+        EarlyExitWrapper(Maps(), never()).infer(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(SwapsWeights, "assigns its parameter weight in forward"), (SideBySide, "of the same shape for any number")],
+)
+def test_habits_that_rows_cannot_leave_are_refused_with_the_reason(kind, reason):
+    model = kind()
+    before = Snapshot(model)
+    with pytest.raises(ModelRefused, match=reason):
+        EarlyExitWrapper(model, never()).infer(rows())
+    before.assert_unchanged("a refusal")
+
+
+class DividesByT(Net):
+    def __init__(self, steps: int = STEPS) -> None:
+        super().__init__()
+        self.num_steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        total = 0
+        for _ in range(self.num_steps):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            total = total + spk
+        return total / self.num_steps
+
+
+class DividesByLength(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.size(1)
+        mem1, mem2 = self.start()
+        rec = []
+        for t in range(steps):
+            spk, mem1, mem2 = self.one(x[:, t], mem1, mem2)
+            rec.append(spk)
+        return sum(rec) / x.shape[1]
+
+
+def test_an_answer_divided_by_the_timesteps_is_that_of_the_network_run_for_t():
+    x = rows()
+    with torch.no_grad():
+        trace = EarlyExitWrapper(DividesByT(), never()).trace(x)
+        for t in range(1, STEPS + 1):
+            assert torch.allclose(trace[t - 1], DividesByT(t)(x), atol=1e-6)
+        frames = torch.stack([x * (1 + t) for t in range(STEPS)], 1)
+        trace = EarlyExitWrapper(DividesByLength(), never(), input="sequence", time_dim=1).trace(frames)
+        for t in range(1, STEPS + 1):
+            assert torch.allclose(trace[t - 1], DividesByLength()(frames[:, :t]), atol=1e-6)
