@@ -52,6 +52,28 @@ def discover(adapter: ModuleAdapter, stepper: Stepper, few: Tensor, more: Tensor
         ModelRefused: the model carries no state, or carries some that cannot be split into rows.
         InputError: the model cannot run on rows of this shape at all.
     """
+    needed: set[str] = set()  # values of the stepper that no answer can do without
+    while True:
+        try:
+            return _discover(adapter, stepper, few, more, sequence, needed)
+        except _Misfit as misfit:
+            if not stepper.do_without(misfit.name, few):
+                if misfit.refusal is not None:
+                    raise misfit.refusal from None
+                needed.add(misfit.name)
+
+
+class _Misfit(Exception):
+    """A value of the stepper cannot be split into rows; without a refusal, it may be made of several rows."""
+
+    def __init__(self, name: str, refusal: ModelRefused | None) -> None:
+        super().__init__(name)
+        self.name, self.refusal = name, refusal
+
+
+def _discover(
+    adapter: ModuleAdapter, stepper: Stepper, few: Tensor, more: Tensor, sequence: bool, needed: set[str]
+) -> StateMap:
     name = type(adapter.model).__name__
     observer = Observer(adapter, stepper, sequence)
     small = observer.try_observe(few)
@@ -69,7 +91,7 @@ def discover(adapter: ModuleAdapter, stepper: Stepper, few: Tensor, more: Tensor
             "forward(), where it was not found.",
             "One call must be one timestep, or all of them in one plain for loop in forward().",
         )
-    return _build(observer, small, large, few)
+    return _build(observer, small, large, few, needed)
 
 
 # -- drawing conclusions -----------------------------------------------------------------------------------------------
@@ -128,7 +150,7 @@ def _same_function(a: Any, b: Any) -> bool:
     return isinstance(a, FunctionType) and isinstance(b, FunctionType) and a.__code__ is b.__code__
 
 
-def _build(observer: Observer, small: Observation, large: Observation, rows: Tensor) -> StateMap:
+def _build(observer: Observer, small: Observation, large: Observation, rows: Tensor, needed: set[str]) -> StateMap:
     adapter = observer.adapter
     registered = set(adapter.model.modules())
     carried: dict[Cell, _Kind] = {}
@@ -155,6 +177,11 @@ def _build(observer: Observer, small: Observation, large: Observation, rows: Ten
             rewritten.append(cell)
             continue
         kind = _classify(values, more_rows)
+        # A count of the spikes of all rows is the same for two rows and for three if none of them spikes.
+        shared = kind.row_dim is None and tensors(values[-1]) and not same(small.fresh.get(cell, ABSENT), values[-1])
+        if shared and _is_never_read(observer, cell, small, rows):
+            unread[cell] = poisoned(values[-1])
+            continue
         leftover = kind.row_dim is not None and observer.is_leftover(cell)
         if leftover and cell in small.written_at_start and _is_made_at_start(observer, cell, small, rows):
             made_at_start.add(cell)
@@ -180,7 +207,7 @@ def _build(observer: Observer, small: Observation, large: Observation, rows: Ten
             small.fresh.get(cell, ABSENT),
         )
         for cell, k in carried.items()
-    ] + _stepper_spots(observer.stepper, small, large)
+    ] + _stepper_spots(observer.stepper, small, large, needed)
     rewritten += sorted(small.written_behind | large.written_behind, key=lambda cell: cell.label)
     written = [*carried, *rewritten, *unread]
     return StateMap(
@@ -204,17 +231,22 @@ def _watched(adapter: ModuleAdapter) -> tuple[dict[Any, Any], ...]:
     return (*attributes, *(a[name] for a in attributes for name in adapter.registers if a.get(name)))
 
 
-def _stepper_spots(stepper: Stepper, small: Observation, large: Observation) -> list[Spot]:
+def _stepper_spots(stepper: Stepper, small: Observation, large: Observation, needed: set[str]) -> list[Spot]:
     spots = []
     for position, name in enumerate(stepper.names):
         values, more_rows = [[step[position] for step in seen.arguments] for seen in (small, large)]
         opaque = _opaque(leaves(small.start[position]) + leaves(values))
         k = _classify(values, more_rows, (small.start[position], large.start[position]))
         if k.misfit or opaque:
-            raise ModelRefused(
+            refusal = ModelRefused(
                 f"the state {name} cannot be split into rows: {k.misfit or opaque}.",
                 "Keep one value per row, on one dimension, in tensors, tuples, lists or dictionaries.",
             )
+            raise _Misfit(name, refusal)
+        # A count of the spikes of all rows is the same for two rows and for three if none of them spikes.
+        shared = k.row_dim is None and tensors(values[-1]) and not same(small.start[position], values[-1])
+        if shared and name not in needed:
+            raise _Misfit(name, None)
         spots.append(Spot(name, k.row_dim, k.ndims, True, k.counts, small.start[position]))
     return spots
 

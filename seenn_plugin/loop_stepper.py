@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, ModelRefused, SeennError
-from .module_state import ABSENT, isolated, map_tensors, same, tensors
+from .module_state import ABSENT, POISONS, isolated, map_tensors, poisoned, same, tensors
 from .signature import call_keywords
 from .spiking_calls import find_time_loop, noting_calls, refuse_other_loops
 from .stepper import AGGREGATES, MISFITS, Outputs, OwnRun, Stepper, results
@@ -73,6 +73,7 @@ class LoopStepper(Stepper):
         self._records: frozenset[str] = loop.appended
         self._items: list[_Item] = []
         self._changed_by_rest: frozenset[str] = frozenset()
+        self._kept_out: frozenset[str] = frozenset()  # variables that no answer needs, left as they start
         self._changed_by_pass: frozenset[str] = frozenset()
         self._starts_before = False  # the first timestep is made before the loop
 
@@ -87,7 +88,7 @@ class LoopStepper(Stepper):
         head, before = self._split(values)
         after, returned = self._timestep(head, before)
         t = head[1] + 1 if head else 0
-        values = [*([head[0], t] if head else []), *self._carried(after)]
+        values = [*([head[0], t] if head else []), *self._carried(after, before)]
 
         def outputs() -> Outputs:
             result = self._returned(returned, t)
@@ -124,8 +125,9 @@ class LoopStepper(Stepper):
         """Whether the rows carry the number of the timestep, and so share a clock."""
         return self.loop.reads_item or self._starts_before or (self.loop.rest_counts and not self._records)
 
-    def _carried(self, variables: Locals) -> list[Any]:
-        return [_plain(variables.get(name, ABSENT)) for name in self._variables]
+    def _carried(self, variables: Locals, before: Locals | None = None) -> list[Any]:
+        kept = {} if before is None else {name: before[name] for name in self._kept_out}
+        return [_plain({**variables, **kept}.get(name, ABSENT)) for name in self._variables]
 
     def _split(self, values: list[Any]) -> tuple[list[Any], Locals]:
         """What the rows carry: the items of the loop and the timestep, if they carry those, and local variables."""
@@ -233,8 +235,12 @@ class LoopStepper(Stepper):
             found = self._find_items(few, more)
         kind = type(self.model).__name__
         if not found or found[0].position != 0:
+            with self._fresh():
+                returned = self._call(few)
+            first = returned[0] if isinstance(returned, tuple) and returned else returned
+            what = f"a tensor {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
             raise ModelRefused(
-                f"what {kind}.forward returns first is neither one output for each timestep, [T, N, ...] or "
+                f"what {kind}.forward returns first, {what}, is neither one output for each timestep, [T, N, ...] or "
                 "[N, T, ...], nor one answer [N, ...] of the same shape for any number of timesteps.",
                 "Return such a tensor first.",
             )
@@ -242,6 +248,28 @@ class LoopStepper(Stepper):
         made_by = found[0].made_by
         self.answer, self.cumulative = (None, False) if made_by == "stack" else (made_by, made_by == "last")
         return True
+
+    def do_without(self, name: str, few: Tensor) -> bool:
+        """Leave a variable as it starts, if the first thing that ``forward`` returns does not need it.
+
+        A count of all spikes, kept beside the answer, has no rows. What else is returned and needs it is dropped.
+        """
+        if name not in self._variables:
+            return False
+        before, kept_out = self._items, self._kept_out
+        _, wanted = self._try(few)
+        self._kept_out |= {name}
+        for poison in POISONS:
+            _, found = self._try(few, (name, poison))
+            self._items = [
+                item
+                for item in self._items
+                if all(same(a[item.position], b[item.position]) for (a, _), (b, _) in zip(wanted, found, strict=True))
+            ]
+        if self._items and self._items[0].position == 0:
+            return True
+        self._items, self._kept_out = before, kept_out
+        return False
 
     @contextmanager
     def _fresh(self) -> Iterator[None]:
@@ -343,17 +371,22 @@ class LoopStepper(Stepper):
         given = map_tensors(Tensor.clone, self._behind(variables))
         return results(self.loop.leave(given, passes))[position]
 
-    def _try(self, inputs: Tensor) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
+    def _try(
+        self, inputs: Tensor, poison: tuple[str, float] | None = None
+    ) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
         """What the model returns, and what it would return after each pass, with the local variables there."""
         with self._fresh():
             own = results(self._call(inputs))
         steps = []
         with self._fresh():
             values = self.start(inputs)
+            if poison is not None:
+                place = self.names.index(poison[0])
+                values[place] = poisoned(values[place], poison[1])
             for t in range(self.timesteps or 0):
                 head, before = self._split(values)
                 after, given = self._timestep(head, before)
-                values = [*([head[0], t + 1] if head else []), *self._carried(after)]
+                values = [*([head[0], t + 1] if head else []), *self._carried(after, before)]
                 state = {name: map_tensors(Tensor.clone, given[name]) for name in given}
                 with isolated(self.model):  # the statements behind the loop may reset the neurons
                     steps.append((self._returned_watching(given, t + 1), state))

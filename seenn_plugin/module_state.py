@@ -253,6 +253,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
     with occupied(model):
         modules = [module for _, module in every_module(model)]
         saved = [(store, dict(store)) for module in modules for store in stores(module)]
+        parameters = [(module._parameters, dict(module._parameters)) for module in modules]
         objects = [(vars(held), dict(vars(held))) for held in _objects(modules)]
         copies: dict[int, Tensor] = {}
 
@@ -270,7 +271,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
                             store[key] = map_tensors(copy, value)
                 yield
         finally:
-            for store, content in saved:
+            for store, content in (*saved, *parameters):
                 store.clear()
                 store.update(content)
             for attributes, content in objects:

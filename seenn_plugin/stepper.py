@@ -83,6 +83,15 @@ class Stepper(ABC):
     def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
         """The model's own run from fresh state, as its users make it."""
 
+    def do_without(self, name: str, few: Tensor) -> bool:
+        """Stop carrying one of :attr:`names`, whose rows cannot be told apart, if no answer needs it.
+
+        Args:
+            name: its name.
+            few: a small batch to find out with.
+        """
+        return False
+
     def explain(self) -> dict[str, str]:
         """Facts for :meth:`EarlyExitWrapper.explain`."""
         return {}

@@ -521,3 +521,40 @@ def test_an_answer_divided_by_the_timesteps_is_that_of_the_network_run_for_t():
         trace = EarlyExitWrapper(DividesByLength(), never(), input="sequence", time_dim=1).trace(frames)
         for t in range(1, STEPS + 1):
             assert torch.allclose(trace[t - 1], DividesByLength()(frames[:, :t]), atol=1e-6)
+
+
+class CountsInALocal(Net):
+    """Counts spikes over all rows beside its answer, and returns the count."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2 = self.start()
+        rec, count = [], 0.0
+        for _ in range(STEPS):
+            spk, mem1, mem2 = self.one(x, mem1, mem2)
+            count = count + spk.sum()
+            rec.append(spk)
+        return torch.stack(rec), count / x.size(0)
+
+
+class NeedsTheCount(CountsInALocal):
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec, count = [], 0.0
+        for _ in range(STEPS):
+            spk, mem1, mem2 = self.one(x - 0.01 * count, mem1, mem2)
+            count = count + spk.sum()
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+def test_a_count_over_all_rows_is_left_out_where_the_answer_does_not_need_it():
+    x = rows()
+    model = CountsInALocal()
+    snn = EarlyExitWrapper(model, PrescribedPolicy((2, STEPS, 1, 3)))
+    result = snn.infer(x)
+    with torch.no_grad():
+        own = model(x)[0].cumsum(0)
+    for row, t in enumerate((2, STEPS, 1, 3)):
+        assert torch.equal(result.logits[row], own[t - 1, row])
+    with pytest.raises(ModelRefused, match="count cannot be split into rows|other rows share its batch"):
+        EarlyExitWrapper(NeedsTheCount(), never()).infer(x)
