@@ -556,5 +556,5 @@ def test_a_count_over_all_rows_is_left_out_where_the_answer_does_not_need_it():
         own = model(x)[0].cumsum(0)
     for row, t in enumerate((2, STEPS, 1, 3)):
         assert torch.equal(result.logits[row], own[t - 1, row])
-    with pytest.raises(ModelRefused, match="count cannot be split into rows|other rows share its batch"):
+    with pytest.raises(ModelRefused, match=r"count cannot be split into rows|other rows share its batch"):
         EarlyExitWrapper(NeedsTheCount(), never()).infer(x)
