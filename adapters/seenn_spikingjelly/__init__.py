@@ -19,7 +19,8 @@ from seenn_plugin.module_state import Cell, tensors
 from seenn_plugin.stepper import Stepper
 from seenn_plugin.tolerance import rows_agree
 
-from .multi_step import RECURRENT_STATE, find_stepper, recurrent_classes
+from .going_on import RECURRENT_STATE, recurrent_classes
+from .multi_step import find_stepper
 from .neuron_step import NeuronSteps
 
 StepMode = Literal["s", "m"]

@@ -8,13 +8,9 @@ answer is made of those to single timesteps is found by comparing.
 
 from __future__ import annotations
 
-import ast
-import copy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,10 +18,12 @@ from torch import Tensor, nn
 
 from seenn_plugin.errors import InputError, ModelRefused, SeennError
 from seenn_plugin.module_state import cells, isolated, tensors
-from seenn_plugin.signature import call_keywords, tells_timesteps
+from seenn_plugin.signature import call_keywords
 from seenn_plugin.stepper import AGGREGATES, MISFITS, Outputs, OwnRun, Stepper, results
-from seenn_plugin.time_loop import read_source
 from seenn_plugin.tolerance import rows_agree
+
+from .going_on import going_on, recurrent_classes
+from .telling import TELLERS, Teller
 
 if TYPE_CHECKING:
     from . import SpikingJellyAdapter
@@ -35,8 +33,6 @@ _SCALES: Final = (1.0, 2.0, 4.0, 0.5)
 _SEED: Final = 20230401
 
 _Shapes = tuple[list[torch.Size], list[torch.Size], list[int]]
-Teller = Callable[[int], Any]
-"""Makes a context in which the model makes the given number of timesteps of the input that it repeats."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ def _find(trial: _Trial) -> MultiStepStepper | None:
     layouts = [layout for layout in map(Layout, _axes(adapter, sequence)) if trial.fits(layout)]
     repeats = 0 if sequence else trial.repetitions()
     if repeats:
-        tellers = [teller for make in _TELLERS if (teller := make(adapter.model, repeats)) is not None]
+        tellers = [teller for make in TELLERS if (teller := make(adapter.model, repeats)) is not None]
         telling = [layout for layout in (Layout(None, teller) for teller in tellers) if trial.fits(layout)]
         layouts = [*telling, *layouts]
         if not layouts:
@@ -404,170 +400,3 @@ def _timesteps_given(neurons: Sequence[nn.Module]) -> Iterator[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def going_on(model: nn.Module, resets: list[str] | None = None) -> Iterator[None]:
-    """Let the network go on from where it is: ``reset_net`` in ``forward`` does nothing, recurrent layers remember.
-
-    Args:
-        resets: takes the names of the modules that were asked to reset.
-    """
-    held: list[tuple[dict[str, Any], str, Any]] = []
-
-    def lend(module: nn.Module, name: str, value: Any) -> None:
-        held.append((vars(module), name, vars(module).get(name)))
-        vars(module)[name] = value
-
-    recurrent = recurrent_classes()
-    try:
-        for name, module in model.named_modules():
-            if callable(getattr(module, "reset", None)):
-                lend(module, "reset", lambda name=name: resets.append(name) if resets is not None else None)
-            # One that runs backwards too needs the whole sequence: it is left alone, and found out.
-            if isinstance(module, recurrent) and not getattr(module, "bidirectional", False):
-                lend(module, "forward", MethodType(_remembering, module))
-        yield
-    finally:
-        for attributes, name, value in reversed(held):
-            if value is None:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = value
-
-
-RECURRENT_STATE: Final = "_seenn_states"
-"""Under this name a recurrent layer's states lie in it while they are lent; else nothing lies there."""
-
-
-def recurrent_classes() -> tuple[type, ...]:
-    """SpikingJelly's LSTM and GRU, which hold their states in no module but return them, ``[layers, N, ...]``."""
-    found = (sys.modules.get(f"spikingjelly.{age}.rnn") for age in ("activation_based", "clock_driven"))
-    return tuple(module.SpikingRNNBase for module in found if module is not None)
-
-
-def _remembering(layer: nn.Module, x: Tensor, states: Any = None) -> Any:
-    """``forward`` of a recurrent layer that starts from the states of its last call."""
-    forward = type(layer).forward
-    output, states = forward(layer, x, vars(layer).get(RECURRENT_STATE) if states is None else states)
-    if isinstance(states, tuple):  # 0.0.0.0.14 returns them with one dimension more than it takes
-        states = tuple(state.squeeze(0) if state.ndim == 4 else state for state in states)
-    vars(layer)[RECURRENT_STATE] = states
-    return output, states
-
-
-# -- telling a network how often it is to repeat -------------------------------------------------------------------
-
-
-def _by_argument(model: nn.Module, timesteps: int) -> Teller | None:
-    """By an argument of ``forward``, which every call gets that way."""
-    x = torch.empty(0)
-    return (lambda steps: nullcontext()) if call_keywords(model, x, timesteps) else None
-
-
-def _by_attributes(model: nn.Module, timesteps: int) -> Teller | None:
-    """By the attributes that carry the number: ``self.T`` of the network and of its parts."""
-    held = [
-        (vars(module), name)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if type(value) is int and value == timesteps and tells_timesteps(name)
-    ]
-
-    @contextmanager
-    def told(steps: int) -> Iterator[None]:
-        before = [attributes[name] for attributes, name in held]
-        try:
-            for attributes, name in held:
-                attributes[name] = steps
-            yield
-        finally:
-            for (attributes, name), value in zip(held, before, strict=True):
-                attributes[name] = value
-
-    return told if held else None
-
-
-def _by_globals(model: nn.Module, timesteps: int) -> Teller | None:
-    """By the names of its file that ``forward`` reads: it is run with others. Those of the file stay as they are."""
-    function: Any = getattr(model.forward, "__func__", None)
-    if not isinstance(function, FunctionType):
-        return None
-    space = function.__globals__
-    names = [n for n in function.__code__.co_names if type(space.get(n)) is int and space[n] == timesteps]
-
-    def made_for(steps: int) -> FunctionType:
-        other = FunctionType(
-            function.__code__,
-            {**space, **dict.fromkeys(names, steps)},
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        other.__kwdefaults__ = function.__kwdefaults__
-        return other
-
-    return _running(model, made_for) if names else None
-
-
-def _by_literals(model: nn.Module, timesteps: int) -> Teller | None:
-    """By the number where it is written in ``forward``: ``x.repeat(4, 1, 1, 1, 1)``, or ``T = 4``."""
-    try:
-        source = read_source(model)
-    except ModelRefused:
-        return None
-    written = [
-        constant
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)
-        for argument in node.args[:2]
-        for constant in (
-            argument.elts[0] if isinstance(argument, ast.Tuple | ast.List) and argument.elts else argument,
-        )
-        if isinstance(constant, ast.Constant) and constant.value == timesteps and type(constant.value) is int
-    ]
-    written += [
-        node.value
-        for node in ast.walk(source.tree)
-        if isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Constant)
-        and (type(node.value.value), node.value.value) == (int, timesteps)
-        and any(isinstance(target, ast.Name) and tells_timesteps(target.id) for target in node.targets)
-    ]
-    places = {(constant.lineno, constant.col_offset) for constant in written}
-
-    def made_for(steps: int) -> FunctionType:
-        tree = copy.deepcopy(source.tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and (node.lineno, node.col_offset) in places:
-                node.value = steps
-        other = source.compile(tree.args, tree.body)
-        other.__defaults__, other.__kwdefaults__ = source.function.__defaults__, source.function.__kwdefaults__
-        return other
-
-    return _running(model, made_for) if places else None
-
-
-def _running(model: nn.Module, made_for: Callable[[int], FunctionType]) -> Teller:
-    """Lets the model run another ``forward`` for the time being."""
-    made: dict[int, FunctionType] = {}
-
-    @contextmanager
-    def told(steps: int) -> Iterator[None]:
-        if steps not in made:
-            made[steps] = made_for(steps)
-        attributes = vars(model)
-        before = attributes.get("forward")
-        attributes["forward"] = MethodType(made[steps], model)
-        try:
-            yield
-        finally:
-            if before is None:
-                del attributes["forward"]
-            else:
-                attributes["forward"] = before
-
-    return told
-
-
-_TELLERS: Final = (_by_argument, _by_attributes, _by_globals, _by_literals)
