@@ -192,6 +192,10 @@ class Adapter(ABC):
         """How many timesteps the model makes of such input by itself; ``None`` if its users say."""
         return None
 
+    def runs_whole(self, inputs: Tensor, sequence: bool) -> bool:
+        """Whether the model takes this input in one call, in the layout of the caller, as far as is known."""
+        return False
+
     def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
         """What, beside ``modules`` (those of the model as it is now), decides how the model runs.
 

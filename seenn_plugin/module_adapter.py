@@ -21,7 +21,7 @@ from .errors import InputError, ModelRefused
 from .loop_stepper import find_loop_stepper
 from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, undo, write
 from .probing import probe_rows
-from .signature import REQUIRED, state_arguments
+from .signature import REQUIRED, call_keywords, state_arguments
 from .state_map import StateMap
 from .stepper import CallStepper, Stepper
 
@@ -266,19 +266,19 @@ class ModuleAdapter(Adapter):
         try:
             return _Kind(stepper, discover(self, stepper, few, more, sequence))
         except InputError as error:
-            if sequence and self._runs_whole(few):
+            if sequence and self.runs_whole(few, sequence):
                 raise ModelRefused(
                     f"{type(self.model).__name__} runs on whole sequences, not on single timesteps: {error}",
                     "Use neurons and layers that make one timestep at a time.",
                 ) from error
             raise
 
-    def _runs_whole(self, inputs: Tensor) -> bool:
-        """Whether the model takes a whole sequence ``[T, n, ...]`` in one call, in the layout of the caller."""
+    def runs_whole(self, inputs: Tensor, sequence: bool) -> bool:
+        x = inputs.transpose(0, self.time_dim) if sequence else inputs
         try:
             with isolated(self.model):
                 self.reset()
-                self.model(inputs.transpose(0, self.time_dim))
+                self.model(x, **call_keywords(self.model, x, len(inputs) if sequence else self.timesteps))
         except Exception:
             return False
         return True

@@ -342,6 +342,14 @@ class EarlyExitWrapper(nn.Module):
                 if not self.adapter.saves:
                     raise
                 raise ModelRefused(error.reason, f"{error.remedy} {_OFFER}") from error
+            except InputError as error:
+                if not self.adapter.runs_whole(inputs, self._is_sequence):
+                    raise
+                n = inputs.shape[1 if self._is_sequence else 0]
+                raise ModelRefused(
+                    f"{type(self.model).__name__} runs on a batch of {n} rows, and not on one of another size: {error}",
+                    "Read the batch size from the input, and keep parameters from meeting the dimension of the rows.",
+                ) from error
         settled = self.policy.settle(look.classes, look.lead)
         if settled is not self.policy:
             self.policy = settled

@@ -84,7 +84,7 @@ def test_a_network_that_answers_once_has_no_timesteps_to_pick_from():
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.name)
 def test_a_refused_loop_that_returns_all_timesteps_is_run_whole(refused):
     model = refused.build().eval()
-    n, shape = 4, refused.row
+    n, shape = 5, refused.row
     x = torch.rand((refused.timesteps, n, *shape) if refused.sequence else (n, *shape))
     options = {"input": "sequence", "time_dim": refused.time_dim} if refused.sequence else {}
     x = x.transpose(0, refused.time_dim) if refused.sequence else x

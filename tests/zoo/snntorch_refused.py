@@ -383,6 +383,29 @@ class SharedThreshold(Net):
         return torch.stack(rec)
 
 
+# The factor of each neuron lies on the axis of the rows: with as many rows as features it is a factor of each row, and
+# with any other number of rows it fails.
+@refused("(?i)batch of 5 rows, and not on one of another size", row=(5,))
+class GradedByRow(nn.Module):
+    """Graded spikes whose factors are broadcast over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif1 = snn.Leaky(beta=0.9)
+        self.graded = snn.GradedSpikes(5, None)
+        self.fc = nn.Linear(5, CLASSES)
+        self.lif2 = snn.Leaky(beta=0.9)
+
+    def forward(self, x):
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        rec = []
+        for _ in range(T):
+            spk1, mem1 = self.lif1(x, mem1)
+            spk2, mem2 = self.lif2(self.fc(self.graded(spk1)), mem2)
+            rec.append(spk2)
+        return torch.stack(rec)
+
+
 # -- early answers that depend on later input -----------------------------------------------------------------------
 
 
