@@ -360,7 +360,8 @@ class EarlyExitWrapper(nn.Module):
 
     def _look_at(self, inputs: Tensor, check: bool) -> _Look:
         refuse_training_mode(self.model, self.model.modules())
-        rows = check_rows(inputs, self._is_sequence)
+        # A model that is run whole may be one for a certain number of rows.
+        rows = inputs if not self.adapter.saves and inputs.numel() else check_rows(inputs, self._is_sequence)
         timesteps = self._timesteps_of(inputs)
         with isolated(self.model):
             check = check and self.adapter.saves  # a model that is run whole need not stand any
