@@ -117,6 +117,7 @@ class LoopStepper(Stepper):
         answer = "the outputs of all timesteps" if made_by == "stack" else f"one answer, read as {made_by!r}"
         return {
             "time loop": f"{self.loop}; {self.timesteps} timesteps{early}{records}",
+            "before the loop": "computed once for each row, and kept with it",
             "what forward() returns": answer + (", each the answer so far" if self.cumulative else ""),
         }
 

@@ -343,7 +343,8 @@ class EarlyExitWrapper(nn.Module):
                     raise
                 raise ModelRefused(error.reason, f"{error.remedy} {_OFFER}") from error
             except InputError as error:
-                if not self.adapter.runs_whole(inputs, self._is_sequence):
+                # The model raised on the few rows that it was looked at with; does it on these?
+                if error.__cause__ is None or not self.adapter.runs_whole(inputs, self._is_sequence):
                     raise
                 n = inputs.shape[1 if self._is_sequence else 0]
                 raise ModelRefused(

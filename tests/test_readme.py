@@ -28,3 +28,8 @@ def test_block_runs(block, tmp_path, monkeypatch):
         file = tmp_path / "block.py"  # a model with a time loop in it needs its source
         file.write_text(block)
         runpy.run_path(str(file))
+
+
+def test_the_measured_table_of_the_policies_is_the_generated_one():
+    measured = (ROOT / "benchmarks/policies/results/policies.md").read_text().strip()
+    assert measured in PAGES["docs/policies.md"]

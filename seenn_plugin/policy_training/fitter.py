@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -184,10 +185,11 @@ class Fitter:
                 model.load_state_dict(finished["model"])
             else:
                 self._finetune(name, model, network, chosen.reward)
-            tuned = record(
-                self.snn, self.policy, self.val_loader, self.monitor.progress, "validation traces, fine-tuned"
-            )
-            return self._point_of(network, chosen.reward, tuned)
+            limit, progress = self.settings.memory_limit, self.monitor.progress
+            with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                title = "validation traces, fine-tuned"
+                tuned = record(self.snn, self.policy, self.val_loader, progress, title, limit, Path(folder))
+                return self._point_of(network, chosen.reward, tuned)
         except BaseException:
             model.load_state_dict(before)
             raise
