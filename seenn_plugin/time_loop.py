@@ -259,8 +259,10 @@ class TimeLoop:
     def _counts(self) -> frozenset[str]:
         """Expressions of which the value is the number of passes of the whole loop."""
         if self._range is None:
-            inner = [node for node in ast.walk(self.loop.iter) if isinstance(node, ast.Name)]
-            known = {f"len({node.id})" for node in inner if not isinstance(node.ctx, ast.Store)}
+            over = self.loop.iter
+            if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "enumerate":
+                over = over.args[0]
+            known = {f"len({over.id})"} if isinstance(over, ast.Name) else set()
         else:
             if len(self._range.args) == 2 and not isinstance(self._range.args[0], ast.Constant):
                 return frozenset()

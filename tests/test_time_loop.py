@@ -558,3 +558,24 @@ def test_a_count_over_all_rows_is_left_out_where_the_answer_does_not_need_it():
         assert torch.equal(result.logits[row], own[t - 1, row])
     with pytest.raises(ModelRefused, match=r"count cannot be split into rows|other rows share its batch"):
         EarlyExitWrapper(NeedsTheCount(), never()).infer(x)
+
+
+class AsManyRowsAsTimesteps(Net):
+    """Runs over dimension 1; behind the loop dimension 0, the rows, is used, and is no number of timesteps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.start()
+        rec = []
+        for frame in x.unbind(1):
+            spk, mem1, mem2 = self.one(frame, mem1, mem2)
+            rec.append(spk)
+        return torch.stack(rec).sum(0).view(x.shape[0], -1)
+
+
+def test_the_number_of_rows_is_not_taken_for_that_of_the_passes():
+    frames = torch.stack([rows(6) * (1 + t) for t in range(6)], 1)  # the checks run six rows
+    snn = EarlyExitWrapper(AsManyRowsAsTimesteps(), PrescribedPolicy((6, 2, 6)), input="sequence", time_dim=1)
+    with torch.no_grad():
+        assert torch.equal(snn.trace(frames)[-1], AsManyRowsAsTimesteps()(frames))
+        result = snn.infer(frames[:3])
+        assert torch.equal(result.logits[1], AsManyRowsAsTimesteps()(frames[1:2, :2])[0])
