@@ -253,8 +253,10 @@ class ModuleAdapter(Adapter):
             self._kinds.clear()
         key = (row, inputs.dtype, inputs.device, sequence)
         found = self._kinds.get(key)
-        # A loop over the time axis is made for one length of it.
-        if found is None or (sequence and found.stepper.timesteps not in (None, len(inputs))):
+        if found is not None and sequence and found.stepper.timesteps not in (None, len(inputs)):
+            key = (*key, len(inputs))  # a loop over the time axis is made for one length of it
+            found = self._kinds.get(key)
+        if found is None:
             found = self._kinds[key] = self._look_at(inputs, sequence)
         return found
 

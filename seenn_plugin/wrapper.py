@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -329,11 +329,10 @@ class EarlyExitWrapper(nn.Module):
     def _look(self, inputs: Tensor) -> _Look:
         """Timesteps, readout, classes and checks for this kind of input, from the first batch of the kind."""
         row = inputs.shape[2:] if self._is_sequence else inputs.shape[1:]
-        length = len(inputs) if self._is_sequence else self.timesteps
         modules = modules_of(self.model)
         refuse_training_mode(self.model, modules)
         fingerprint = self.adapter.fingerprint(modules)
-        key = (row, length, inputs.dtype, inputs.device, self.chunk, self.readout, modules, fingerprint)
+        key = (row, self.timesteps, inputs.dtype, inputs.device, self.chunk, self.readout, modules, fingerprint)
         look = self._looks.get(key)
         if look is None:
             try:
@@ -354,7 +353,8 @@ class EarlyExitWrapper(nn.Module):
         settled = self.policy.settle(look.classes, look.lead)
         if settled is not self.policy:
             self.policy = settled
-        return look
+        # What was found holds for sequences of any length.
+        return replace(look, timesteps=len(inputs)) if self._is_sequence else look
 
     def _start(self, inputs: Tensor, look: _Look) -> Any:
         return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)

@@ -579,3 +579,19 @@ def test_the_number_of_rows_is_not_taken_for_that_of_the_passes():
         assert torch.equal(snn.trace(frames)[-1], AsManyRowsAsTimesteps()(frames))
         result = snn.infer(frames[:3])
         assert torch.equal(result.logits[1], AsManyRowsAsTimesteps()(frames[1:2, :2])[0])
+
+
+def test_sequences_of_other_lengths_are_looked_at_once_each(monkeypatch):
+    from seenn_plugin import module_adapter
+
+    looks = []
+    discover = module_adapter.discover
+    monkeypatch.setattr(module_adapter, "discover", lambda *a: looks.append(a) or discover(*a))
+    snn = EarlyExitWrapper(DividesByLength(), "fixed", input="sequence", time_dim=1)
+    frames = torch.stack([rows() * (1 + t) for t in range(STEPS)], 1)
+    with torch.no_grad():
+        for length in (STEPS, 3, STEPS, 3):
+            answer = snn.trace(frames[:, :length])
+            assert answer.shape[0] == length
+            assert torch.allclose(answer[-1], DividesByLength()(frames[:, :length]), atol=1e-6)
+    assert len(looks) == 2
