@@ -101,3 +101,19 @@ def test_a_network_of_recurrent_layers_alone_is_taken(last):
 def test_rows_folded_into_the_time_of_a_neuron_are_refused_by_that_name():
     with pytest.raises(ModelRefused, match="takes rows for timesteps"):
         EarlyExitWrapper(RowsFoldedIntoTime(), timesteps=STEPS).infer(rows())
+
+
+def test_cifar10dvs_vgg_of_the_examples_is_taken():
+    """``[N, T, ...]`` in, reset at the beginning of ``forward``."""
+    models = pytest.importorskip("spikingjelly.activation_based.examples.memopt.models", reason="not in this version")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.CIFAR10DVSVGG(dropout=0.0).eval()
+        x = (torch.rand(2, 2, 2, 48, 48) < 0.3).float()
+    snn = EarlyExitWrapper(model, FixedPolicy(1), input="sequence", time_dim=1)
+    assert snn.infer(x).steps_executed == 2
+    with torch.no_grad():
+        own = model(x).mean(0)  # [T, N, C]
+        functional.reset_net(model)
+    assert own.any()
+    assert torch.allclose(snn.trace(x)[-1], own, rtol=1e-4, atol=1e-5)
