@@ -352,12 +352,9 @@ class LoopStepper(Stepper):
         timesteps = 5  # any number: what is asked is what the statements behind the loop do with a list
         records = {n: [map_tensors(_made_up, variables[n][0]) for _ in range(timesteps)] for n in self._records}
         try:
-            given = map_tensors(Tensor.clone, {self._own_name: self.model, **variables})
-            answer = results(self.loop.leave(self._behind({**given, **records}), timesteps))[position]
+            answer = self._answer({**variables, **records}, timesteps, position)
             singles = [
-                results(self.loop.leave(self._behind({**given, **{n: [r[t]] for n, r in records.items()}}), 1))[
-                    position
-                ]
+                self._answer({**variables, **{name: [record[t]] for name, record in records.items()}}, 1, position)
                 for t in range(timesteps)
             ]
         except Exception:  # they mind how long the list is
@@ -369,6 +366,7 @@ class LoopStepper(Stepper):
         return next(close, None)
 
     def _answer(self, variables: Locals, passes: int, position: int) -> Tensor | None:
+        """One thing that is returned after so many passes, from copies of the variables."""
         given = map_tensors(Tensor.clone, self._behind(variables))
         return results(self.loop.leave(given, passes))[position]
 

@@ -174,15 +174,16 @@ class ModuleAdapter(Adapter):
 
     def keep(self, rows: Rows, index: Tensor) -> None:
         memory: _Memory = rows.memory
-        rows.keep(index)
         # A local variable of a time loop and a buffer of a neuron are often one tensor: it stays one.
         kept: dict[int, Tensor] = {}
-        for i, (spot, value) in enumerate(zip(memory.state_map.spots, memory.values, strict=True)):
+        values = []
+        for spot, value in zip(memory.state_map.spots, memory.values, strict=True):
+            new = kept[id(value)] if id(value) in kept else spot.keep(value, index)
             if isinstance(value, Tensor):
-                memory.values[i] = kept[id(value)] if id(value) in kept else spot.keep(value, index)
-                kept[id(value)] = memory.values[i]
-            else:
-                memory.values[i] = spot.keep(value, index)
+                kept[id(value)] = new
+            values.append(new)
+        rows.keep(index)
+        memory.values = values
 
     def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
         memory: _Memory = rows.memory
@@ -251,7 +252,7 @@ class ModuleAdapter(Adapter):
         if fingerprint != self._fingerprint:
             self._fingerprint = fingerprint
             self._kinds.clear()
-        key = (row, inputs.dtype, inputs.device, sequence)
+        key = (row, inputs.dtype, inputs.device, sequence, self.timesteps, self.time_dim)
         found = self._kinds.get(key)
         if found is not None and sequence and found.stepper.timesteps not in (None, len(inputs)):
             key = (*key, len(inputs))  # a loop over the time axis is made for one length of it

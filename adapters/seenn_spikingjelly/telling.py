@@ -6,6 +6,7 @@ import ast
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from types import FunctionType, MethodType
 from typing import Any, Final
 
@@ -57,7 +58,7 @@ def _by_globals(model: nn.Module, timesteps: int) -> Teller | None:
     space = function.__globals__
     names = [n for n in function.__code__.co_names if type(space.get(n)) is int and space[n] == timesteps]
 
-    def made_for(steps: int) -> FunctionType:
+    def made_for(steps: int) -> FunctionType:  # each time anew: what else lies in the file may have changed
         other = FunctionType(
             function.__code__,
             {**space, **dict.fromkeys(names, steps)},
@@ -97,6 +98,7 @@ def _by_literals(model: nn.Module, timesteps: int) -> Teller | None:
     ]
     places = {(constant.lineno, constant.col_offset) for constant in written}
 
+    @cache
     def made_for(steps: int) -> FunctionType:
         tree = copy.deepcopy(source.tree)
         for node in ast.walk(tree):
@@ -111,15 +113,12 @@ def _by_literals(model: nn.Module, timesteps: int) -> Teller | None:
 
 def _running(model: nn.Module, made_for: Callable[[int], FunctionType]) -> Teller:
     """Lets the model run another ``forward`` for the time being."""
-    made: dict[int, FunctionType] = {}
 
     @contextmanager
     def told(steps: int) -> Iterator[None]:
-        if steps not in made:
-            made[steps] = made_for(steps)
         attributes = vars(model)
         before = attributes.get("forward")
-        attributes["forward"] = MethodType(made[steps], model)
+        attributes["forward"] = MethodType(made_for(steps), model)
         try:
             yield
         finally:
