@@ -172,6 +172,10 @@ class Adapter(ABC):
             ModelRefused: if the rows of this model share a clock, so that a fresh one cannot join them.
         """
 
+    def why_not_refillable(self, rows: Rows) -> str:
+        """Why :meth:`place` refuses fresh rows among ``rows``; empty if it does not."""
+        return ""
+
     def inspect(self, rows: Rows) -> list[Tensor]:
         """All that the rows carry, in tensors with rows on dimension 0: the checks compare it. May be empty."""
         return []

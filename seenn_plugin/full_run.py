@@ -53,7 +53,13 @@ class FullRun(Adapter):
             rows.memory = tuple(output.index_select(1, index) for output in rows.memory)
 
     def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> NoReturn:
-        raise ModelRefused("fresh rows cannot join a run that was made whole.", "Run them as a batch of their own.")
+        raise ModelRefused(
+            f"fresh rows cannot join rows in flight: {self.why_not_refillable(rows)}.",
+            "Run them as a batch of their own.",
+        )
+
+    def why_not_refillable(self, rows: Rows) -> str:
+        return "the model is run whole"
 
     def explain(self) -> dict[str, str]:
         return {"stepping": "none: the model is run whole (full_run=True)"}

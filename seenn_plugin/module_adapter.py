@@ -187,9 +187,9 @@ class ModuleAdapter(Adapter):
 
     def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
         memory: _Memory = rows.memory
-        if memory.state_map.not_refillable:
+        if self.why_not_refillable(rows):
             raise ModelRefused(
-                f"fresh rows cannot join rows in flight: {memory.state_map.not_refillable}.",
+                f"fresh rows cannot join rows in flight: {self.why_not_refillable(rows)}.",
                 "Run them as a batch of their own.",
             )
         fresh = [] if memory.kind.stepper.takes_frames else self._fresh(memory.kind, inputs)
@@ -200,6 +200,10 @@ class ModuleAdapter(Adapter):
             spot.refill(value, index, fresh[i] if fresh else spot.fresh)
             for i, (spot, value) in enumerate(zip(memory.state_map.spots, memory.values, strict=True))
         ]
+
+    def why_not_refillable(self, rows: Rows) -> str:
+        memory: _Memory = rows.memory
+        return memory.state_map.not_refillable
 
     def inspect(self, rows: Rows) -> list[Tensor]:
         memory: _Memory = rows.memory

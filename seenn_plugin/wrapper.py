@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from . import calibration as _calibration
@@ -20,17 +21,20 @@ from .explanation import Explanation
 from .full_run import FullRun
 from .inputs import InputKind, as_rows, guess_timesteps, refuse_training_mode
 from .module_adapter import ModuleAdapter
-from .module_state import isolated, modules_of
+from .module_state import isolated, map_tensors, modules_of
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
 from .policies.combined import leaves, map_leaves, networks
 from .probing import check_rows
-from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
+from .readout import Outputs, Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
 
 _OFFER = (
     "To see how early it could have answered, pass full_run=True: all timesteps are computed and the exits picked "
     "afterwards, which saves nothing."
 )
+
+_SLOTS: Final = 64
+_SLOTS_ELSEWHERE: Final = 256
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class _Look:
     readout_reason: str
     lead: float | None  # of spikes, see readout.spike_lead
     no_logits: Tensor  # of no rows, [0, C]: number of classes, dtype and device
+    first_steps: tuple[Outputs, ...]  # outputs of one row at its first timesteps
+    chunk: int
+    chunk_reason: str
     checks: tuple[CheckResult, ...]
 
     @property
@@ -69,7 +76,12 @@ class EarlyExitWrapper(nn.Module):
         readout: how outputs become decision logits: ``"sum"``, ``"mean"``, ``"last"``, ``"membrane"``, ``"max"``,
             ``"first_spike"``, a :class:`~seenn_plugin.readout.Readout`, a function ``[t, n, ...] -> [n, C]``, or
             ``"auto"`` to choose by looking at the outputs.
-        chunk: timesteps computed at a time, for frameworks with fused multi-step kernels.
+        chunk: timesteps computed at a time, for frameworks with fused multi-step kernels; ``"auto"`` measures on the
+            first batch which of the divisors of T is fastest.
+        slots: rows in flight at most: ``infer`` runs a larger batch through so many slots, as :meth:`stream` does. By
+            default 64 on a CPU, whose caches a larger batch leaves, and 256 elsewhere.
+        check_every: timesteps after which the host looks which rows have stopped. Decisions are made at every timestep;
+            on a GPU, each look waits for the device, and each timestep without one may compute rows in vain.
         check: whether to check on the first rows that stepping gives the network's own answers.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
@@ -90,7 +102,9 @@ class EarlyExitWrapper(nn.Module):
         time_dim: int = 0,
         adapter: AdapterChoice = "auto",
         readout: ReadoutChoice = "auto",
-        chunk: int = 1,
+        chunk: int | Literal["auto"] = 1,
+        slots: int | None = None,
+        check_every: int = 1,
         check: bool = True,
         full_run: bool = False,
     ) -> None:
@@ -101,9 +115,10 @@ class EarlyExitWrapper(nn.Module):
             raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
         if time_dim not in (0, 1):
             raise InputError(f"time_dim must be 0 ([T, N, ...]) or 1 ([N, T, ...]), not {time_dim!r}.")
-        for name, value in (("timesteps", timesteps), ("chunk", chunk)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be an integer of at least 1, not {value!r}.")
+        _check_count("timesteps", timesteps, others=(None,))
+        _check_count("chunk", chunk, others=("auto",))
+        _check_count("slots", slots, others=(None,))
+        _check_count("check_every", check_every, others=())
         self.model = model
         self.policy = make_policy(policy)
         if isinstance(self.policy, FixedPolicy) and timesteps is not None and self.policy.timesteps > timesteps:
@@ -111,7 +126,9 @@ class EarlyExitWrapper(nn.Module):
         self.timesteps = guess_timesteps(model) if timesteps is None and input == "static" else timesteps
         self.input: InputKind = input
         self.time_dim = time_dim
-        self.chunk = chunk
+        self.chunk: int | Literal["auto"] = chunk
+        self.slots = slots
+        self.check_every = check_every
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
@@ -149,14 +166,53 @@ class EarlyExitWrapper(nn.Module):
             ModelRefused: the model cannot be stepped row by row with the right answer.
         """
         inputs = self._rows(x)
-        if inputs.shape[1 if self._is_sequence else 0] == 0:
+        n = inputs.shape[self._row_dim]
+        if n == 0:
             look = self._look_at(inputs, check=False)
             return engine.no_rows(look.no_logits)
         look = self._look(inputs)
         memory = self._start(inputs, look)
-        return engine.infer(
-            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
-        )
+        # Rows that join others would tie the gradients of all of them together.
+        slots = n if torch.is_grad_enabled() else self._slots
+        way = self._way(look)
+        refill = n > slots and not self._why_not_refillable(way, look, inputs, memory)
+        return engine.infer(way, memory, inputs, slots, refill)
+
+    def stream(self, samples: Iterable[Any], *, slots: int | None = None, ordered: bool = True) -> engine.Stream:
+        """Answer single samples as they come: whoever has answered hands its slot to the next (continuous batching).
+
+        Gradients are off. Where rows share a clock (``explain`` says so), they are run in lots of ``slots`` instead.
+
+        Args:
+            samples: yields tensors, or pairs ``(key, tensor)``; ``[...]`` for static input, ``[T, ...]`` for a
+                sequence, all alike. Read one at a time, as slots fall free.
+            slots: samples in flight at most; by default that of the wrapper.
+            ordered: answers in the order of the samples; else as they are found.
+
+        Returns:
+            An iterator over answers: ``.key`` (the position, if the caller gave none), ``.logits`` ``[C]``,
+            ``.timesteps``, ``.score``. It has ``.steps_executed``, and ``.close()`` ends it early.
+
+        Raises:
+            InputError: a sample is no tensor, or unlike the first. Raised when the samples before it are answered.
+            ModelRefused: the model cannot be stepped row by row with the right answer.
+        """
+        _check_count("slots", slots, others=(None,))
+        if isinstance(samples, Tensor) and self._is_sequence:
+            raise InputError("stream() takes single sequences [T, ...], one by one; for a batch of them call infer(x).")
+        if not isinstance(samples, Iterable):
+            raise InputError(f"stream() takes an iterable of samples, not a {type(samples).__name__}.")
+
+        def prepare(first: Tensor) -> tuple[engine.Way, bool, engine.Start]:
+            look = self._look(self._rows(first, time_dim=0))
+            way = self._way(look)
+
+            def start(rows: Tensor) -> Any:
+                return self._start(self._rows(rows, time_dim=0), look)
+
+            return way, not self._why_not_refillable(way, look, first, start(first)), start
+
+        return engine.Stream(samples, slots or self._slots, ordered, self._row_dim, prepare)
 
     def plan(self, x: Tensor) -> Any:
         """What the policy knows of each row before its first timestep.
@@ -171,11 +227,11 @@ class EarlyExitWrapper(nn.Module):
     def trace(self, x: Tensor) -> Tensor:
         """Decision logits after every timestep, ``[T, N, C]``, with no exit; differentiable when grad is on."""
         inputs = self._rows(x)
-        if inputs.shape[1 if self._is_sequence else 0] == 0:
+        if inputs.shape[self._row_dim] == 0:
             look = self._look_at(inputs, check=False)
             return look.no_logits.expand(look.timesteps, 0, -1)
         look = self._look(inputs)
-        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps, self.chunk)
+        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps, look.chunk)
 
     def calibrate(
         self,
@@ -276,7 +332,7 @@ class EarlyExitWrapper(nn.Module):
             page.facts |= self.adapter.explain()
         else:
             axes = "a sequence, one frame per timestep" if self._is_sequence else "static, shown at every timestep"
-            page.facts["input"] = f"{axes}; {look.timesteps} timesteps, {self.chunk} at a time"
+            page.facts["input"] = f"{axes}; {look.timesteps} timesteps, {look.chunk} at a time{look.chunk_reason}"
             page.facts |= self.adapter.explain()
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
             page.facts["classes"] = str(look.classes)
@@ -286,6 +342,7 @@ class EarlyExitWrapper(nn.Module):
                 if self.adapter.saves
                 else "nothing: all timesteps are computed, and the exits are picked afterwards (full_run=True)"
             )
+            page.facts["slots"] = self._explain_slots(self._rows(x), look)
             page.checks = [str(result) for result in look.checks] or ["none made"]
         return page
 
@@ -321,10 +378,51 @@ class EarlyExitWrapper(nn.Module):
     def _is_sequence(self) -> bool:
         return self.input == "sequence"
 
-    def _rows(self, x: Tensor) -> Tensor:
+    @property
+    def _row_dim(self) -> int:
+        return 1 if self._is_sequence else 0
+
+    @property
+    def _slots(self) -> int:
+        if self.slots is not None:
+            return self.slots
+        weight = next(self.model.parameters(), None)
+        return _SLOTS if weight is None or weight.device.type == "cpu" else _SLOTS_ELSEWHERE
+
+    def _rows(self, x: Tensor, time_dim: int | None = None) -> Tensor:
         # The adapter may be shared with another wrapper, whose caller says other things of time.
         self.adapter.timesteps, self.adapter.time_dim = self.timesteps, self.time_dim
-        return as_rows(x, self.model, self.input, self.time_dim, self.timesteps)
+        return as_rows(x, self.model, self.input, self.time_dim if time_dim is None else time_dim, self.timesteps)
+
+    def _way(self, look: _Look) -> engine.Way:
+        return engine.Way(
+            self.adapter,
+            look.readout,
+            self.policy,
+            self._is_sequence,
+            look.timesteps,
+            look.chunk,
+            self.check_every if self.adapter.saves else 1,
+        )
+
+    def _why_not_refillable(self, way: engine.Way, look: _Look, inputs: Tensor, memory: Any) -> str:
+        """Why fresh rows cannot take the places of those that have answered; empty if they can."""
+        one = self.adapter.begin(inputs.narrow(self._row_dim, 0, 1), self._is_sequence)
+        reason = self.adapter.why_not_refillable(one)
+        if reason:
+            return reason
+        try:
+            mixes = way.can_mix(map_tensors(lambda rows: rows[:1], memory), look.first_steps)
+        except Exception as error:  # where it matters it is raised again, by the rows of the caller
+            return f"readout or policy cannot be asked about one row ({type(error).__name__})"
+        return "" if mixes else "what readout or policy remember of a row changes its form with time"
+
+    def _explain_slots(self, inputs: Tensor, look: _Look) -> str:
+        if inputs.shape[self._row_dim] == 0:
+            return str(self._slots)
+        reason = self._why_not_refillable(self._way(look), look, inputs, self._start(inputs, look))
+        more = f"run in lots, because {reason}" if reason else "taking the places of those that have answered"
+        return f"{self._slots} rows in flight; more rows are {more}"
 
     def _look(self, inputs: Tensor) -> _Look:
         """Timesteps, readout, classes and checks for this kind of input, from the first batch of the kind."""
@@ -366,12 +464,38 @@ class EarlyExitWrapper(nn.Module):
         timesteps = self._timesteps_of(inputs)
         with isolated(self.model):
             check = check and self.adapter.saves  # a model that is run whole need not stand any
-            checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, self.chunk) if check else []
-            steps = advance_to(self.adapter, self.adapter.begin(rows, self._is_sequence), timesteps, self.chunk)
+            chunk = 1 if self.chunk == "auto" else self.chunk
+            checks = run_checks(self.adapter, rows, self._is_sequence, timesteps, chunk) if check else []
+            steps = advance_to(self.adapter, self.adapter.begin(rows, self._is_sequence), timesteps, chunk)
             answer = self.adapter.answer(rows, self._is_sequence)
             readout, reason = choose_readout(steps, answer, self.readout)
             logits = read_all(readout, steps)
-        return _Look(timesteps, readout, reason, spike_lead(readout, steps), logits[0, :0], tuple(checks))
+            first_steps = tuple(tuple(output[:1].clone() for output in outputs) for outputs in steps[:2])
+            look = _Look(
+                timesteps=timesteps,
+                readout=readout,
+                readout_reason=reason,
+                lead=spike_lead(readout, steps),
+                no_logits=logits[0, :0],
+                first_steps=first_steps,
+                chunk=chunk,
+                chunk_reason="",
+                checks=tuple(checks),
+            )
+            if self.chunk == "auto" and self.adapter.saves and inputs.numel():
+                look = self._with_fastest_chunk(look, inputs, rows, check)
+        return look
+
+    def _with_fastest_chunk(self, look: _Look, inputs: Tensor, rows: Tensor, check: bool) -> _Look:
+        some = inputs.narrow(self._row_dim, 0, min(self._slots, inputs.shape[self._row_dim]))
+        policy = self.policy.settle(look.classes, look.lead)
+        memory = start_rows(policy, some, self._is_sequence, look.timesteps, look.classes)
+        chunk, seconds = engine.fastest_chunk(replace(self._way(look), policy=policy), memory, some)
+        if check and chunk > 1:
+            run_checks(self.adapter, rows, self._is_sequence, look.timesteps, chunk)
+        n = some.shape[self._row_dim]
+        tried = ", ".join(f"{k}: {1e3 * s / n:.2f}" for k, s in seconds.items())
+        return replace(look, chunk=chunk, chunk_reason=f", as the fastest on the first batch (ms per row: {tried})")
 
     def _timesteps_of(self, inputs: Tensor) -> int:
         """T for this input: the length of a sequence; what the caller said; or what the model makes by itself."""
@@ -386,3 +510,8 @@ class EarlyExitWrapper(nn.Module):
                 "longer, or leave timesteps out."
             )
         return self.timesteps or own or 0
+
+
+def _check_count(name: str, value: Any, others: tuple[Any, ...]) -> None:
+    if value not in others and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} must be an integer of at least 1, not {value!r}.")

@@ -1,7 +1,10 @@
 """The engine: which rows run next?"""
 
-from .compaction import infer, no_rows
-from .result import ExitResult
+from .batch import infer, no_rows
+from .chunking import fastest_chunk
+from .flight import Way
+from .result import ExitResult, StreamItem
+from .stream import Start, Stream
 from .trace import trace
 
-__all__ = ["ExitResult", "infer", "no_rows", "trace"]
+__all__ = ["ExitResult", "Start", "Stream", "StreamItem", "Way", "fastest_chunk", "infer", "no_rows", "trace"]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from ..module_state import map_tensors
 from ..policies import Plan, PlanPolicy, Policy, consult
+from .memory import RowMemory, merged
 
 
 class Leaving(ABC):
-    """Who leaves when, for the rows of one batch that are still running."""
+    """Who leaves when, of the rows in flight."""
 
     @abstractmethod
-    def after(self, logits: Tensor, timestep: Tensor, t: int) -> tuple[Tensor | None, Tensor]:
+    def after(self, logits: Tensor, timestep: Tensor, clock: Tensor) -> tuple[Tensor | None, Tensor]:
         """Which rows leave after a timestep.
 
         Args:
-            logits: decision logits ``[n, C]`` of the running rows after ``t`` timesteps.
-            timestep: long ``[n]``, all of them ``t``.
+            logits: decision logits ``[n, C]``.
+            timestep: long ``[n]``: the timesteps that each row has made.
+            clock: the same on the CPU.
 
         Returns:
             bool ``[n]``, ``None`` if none leaves; and the scores, float ``[n]``.
@@ -31,8 +33,16 @@ class Leaving(ABC):
         """Keep the rows at ``index``."""
 
     @abstractmethod
-    def steps(self, t: int) -> int | None:
-        """How many timesteps after ``t`` it is known that no row leaves before; ``None`` if that is not known."""
+    def join(self, places: Tensor, others: Tensor, memory: Any) -> None:
+        """Fresh rows at ``places``, with what the policy knows of them; the rows so far are now at ``others``."""
+
+    @abstractmethod
+    def next_end(self, clock: Tensor) -> int | None:
+        """How many timesteps no row leaves before, from now on; ``None`` if that is not known.
+
+        Args:
+            clock: long ``[n]`` on the CPU: the timesteps that each row has made.
+        """
 
 
 class Asked(Leaving):
@@ -40,17 +50,23 @@ class Asked(Leaving):
 
     def __init__(self, policy: Policy, memory: Any) -> None:
         self._policy = policy
-        self._memory = memory
+        self._memory = RowMemory(memory)
 
-    def after(self, logits: Tensor, timestep: Tensor, t: int) -> tuple[Tensor | None, Tensor]:
-        decision = consult(self._policy, logits, timestep, self._memory)
-        self._memory = decision.memory
-        return decision.stop, decision.score
+    def after(self, logits: Tensor, timestep: Tensor, clock: Tensor) -> tuple[Tensor | None, Tensor]:
+        stop, score = self._memory.update(self.consult, (logits, timestep))
+        return stop, score
+
+    def consult(self, memory: Any, rows: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], Any]:
+        decision = consult(self._policy, rows[0], rows[1], memory)
+        return (decision.stop, decision.score), decision.memory
 
     def keep(self, index: Tensor) -> None:
-        self._memory = map_tensors(lambda memory: memory.index_select(0, index), self._memory)
+        self._memory.keep(index)
 
-    def steps(self, t: int) -> int | None:
+    def join(self, places: Tensor, others: Tensor, memory: Any) -> None:
+        self._memory.join(places, others, memory)
+
+    def next_end(self, clock: Tensor) -> int | None:
         return None
 
 
@@ -59,22 +75,29 @@ class Planned(Leaving):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._ends = sorted(set(plan.timesteps.tolist()))  # the one transfer from the device
+        self._ends = plan.timesteps.cpu()  # the one transfer from the device
         self._overdue = False  # whether rows that are not finite stayed beyond the end of their plan
 
-    def after(self, logits: Tensor, timestep: Tensor, t: int) -> tuple[Tensor | None, Tensor]:
-        if t not in self._ends and not self._overdue:
+    def after(self, logits: Tensor, timestep: Tensor, clock: Tensor) -> tuple[Tensor | None, Tensor]:
+        if not self._overdue and not bool((self._ends <= clock).any()):
             return None, self._plan.score
-        due = self._plan.timesteps <= t
+        due = self._plan.timesteps <= timestep
         finite = logits.isfinite().all(1)
         self._overdue = bool((due & ~finite).any())
         return due & finite, self._plan.score
 
     def keep(self, index: Tensor) -> None:
         self._plan = Plan(*(values.index_select(0, index) for values in self._plan))
+        self._ends = self._ends.index_select(0, index.cpu())
 
-    def steps(self, t: int) -> int | None:
-        return next((end - t for end in self._ends if end > t), None)
+    def join(self, places: Tensor, others: Tensor, memory: Plan) -> None:
+        self._plan = Plan(*merged(others, tuple(self._plan), places, tuple(memory)))
+        self._ends = self._plan.timesteps.cpu()
+
+    def next_end(self, clock: Tensor) -> int | None:
+        left = self._ends - clock
+        left = left[left > 0]
+        return int(left.min()) if left.numel() else None
 
 
 def leaving(policy: Policy, memory: Any) -> Leaving:

@@ -1,6 +1,7 @@
 """What an early-exit run gives back."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ class ExitResult:
         timesteps: long ``[N]``: the timesteps that each row took.
         score: float ``[N]``: the policy's score at the exit.
         steps_executed: row-steps that the network computed. The sum of ``timesteps``, plus the overshoot of rows
-            that stopped inside a chunk.
+            that stopped between two looks (``chunk``, ``check_every``).
     """
 
     logits: Tensor
@@ -29,3 +30,27 @@ class ExitResult:
     def predictions(self) -> Tensor:
         """Long ``[N]``: the class that each row answers."""
         return self.logits.argmax(1)
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """The answer of one sample of a stream.
+
+    Attributes:
+        key: the caller's; the position, if he gave none.
+        position: the place of the sample in the stream, counted from 0.
+        logits: decision logits at the exit, ``[C]``.
+        timesteps: the timesteps that the sample took.
+        score: the policy's score at the exit.
+    """
+
+    key: Any
+    position: int
+    logits: Tensor
+    timesteps: int
+    score: float
+
+    @property
+    def prediction(self) -> int:
+        """The class that the sample answers."""
+        return int(self.logits.argmax())
