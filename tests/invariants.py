@@ -47,6 +47,22 @@ class PrescribedPolicy(Policy):
 
 
 @dataclass(frozen=True)
+class ReadOffPolicy(Policy):
+    """Lets each row go at the timestep that is written in its input: any exit pattern, whoever joins whenever."""
+
+    def start(self, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Any:
+        return torch.tensor([read_off(row, timesteps) for row in inputs.transpose(0, 1 if sequence else 0)])
+
+    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        return Decision(timestep >= memory, timestep.double(), memory)
+
+
+def read_off(row: Tensor, timesteps: int) -> int:
+    """The exit that :class:`ReadOffPolicy` reads off one row of the input."""
+    return int(row.flatten()[0].abs() * 1000) % timesteps + 1
+
+
+@dataclass(frozen=True)
 class Rule:
     """One exit rule with its settings, for the library and for the reference alike."""
 
@@ -237,6 +253,55 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
             outputs = [decision_logits(steps[:t], own) for t in range(1, len(steps) + 1)]
         wanted = torch.cat([case.answers[row][t][0] for t in range(len(outputs))])
         assert_agree(torch.stack(outputs), wanted, f"row {row} in a place that others had", "the same row alone")
+
+
+def check_stream(case: Case, rule: Rule | None, slots: int, ordered: bool, check_every: int) -> None:
+    """2, 3 and 5 for rows that come and go: each answers as it does alone, and only the overshoot is computed in vain.
+
+    Args:
+        rule: ``None`` for exits that are written in the input.
+    """
+    known = rule or prescribed(*(read_off(case.rows([row]), case.timesteps) for row in range(case.n)))
+    exits = case.exits(known)
+    snn = case.wrap(known, check_every=check_every, slots=slots)
+    if rule is None:
+        snn.policy = ReadOffPolicy()
+    samples = case.inputs.unbind(1 if case.sequence else 0)
+    read: list[int] = []
+
+    def reading() -> Iterator[tuple[str, Tensor]]:
+        for row, sample in enumerate(samples):
+            read.append(row)
+            yield f"key {row}", sample
+
+    with torch.no_grad():
+        list(snn.stream(samples[:1]))  # the first look is not part of the answer
+        answered: dict[int, Any] = {}
+        with counting(case.layers) as counts:
+            stream = snn.stream(reading(), ordered=ordered)
+            for item in stream:
+                assert item.key == f"key {item.position}"
+                assert item.position not in answered, "a sample was answered twice"
+                if not ordered:
+                    assert len(read) - len(answered) <= slots, "it reads further ahead than asked"
+                answered[item.position] = item
+        batch = snn.infer(case.as_given(case.inputs))
+    assert sorted(answered) == list(range(case.n)), "a sample was lost"
+    if ordered:
+        assert list(answered) == list(range(case.n))
+    items = [answered[row] for row in range(case.n)]
+    assert [item.timesteps for item in items] == exits
+    assert_agree(
+        torch.stack([item.logits for item in items]), _at(case.trace, exits), "streamed rows", "the rows alone"
+    )
+    scores = torch.tensor([[score] for score in case.scores(known)], dtype=torch.float64)
+    assert_agree(torch.tensor([[item.score] for item in items], dtype=torch.float64), scores, "scores", "the rule's")
+    assert counts == [stream.steps_executed] * len(case.layers)
+    assert stream.steps_executed >= sum(exits)
+    if check_every == case.chunk == 1:
+        assert stream.steps_executed == sum(exits)
+    assert batch.timesteps.tolist() == exits
+    assert_agree(batch.logits, _at(case.trace, exits), "a batch larger than the slots", "the rows alone")
 
 
 def check_guest(case: Case, rule: Rule, failing_call: int, others: Sequence[nn.Module] = ()) -> None:

@@ -22,6 +22,7 @@ from .invariants import (
     check_refused,
     check_saved,
     check_slots,
+    check_stream,
     check_whole,
     prescribed,
 )
@@ -145,6 +146,19 @@ def test_alone(framework, data):
 def test_alone_in_places_that_others_had(framework, data):
     case, rule = data.draw(cases_with_rules(framework))
     check_slots(case, rule, data.draw(st.integers(1, 4), label="slots"), data.draw(st.integers(1, 3), label="steps"))
+
+
+@each_framework
+@given(data=st.data())
+def test_streamed(framework, data):
+    case, rule = data.draw(cases_with_rules(framework))
+    check_stream(
+        case,
+        None if rule.name == "prescribed" else rule,
+        slots=data.draw(st.integers(1, 5), label="slots"),
+        ordered=data.draw(st.booleans(), label="ordered"),
+        check_every=data.draw(st.integers(1, 4), label="check_every"),
+    )
 
 
 @each_framework
