@@ -64,7 +64,7 @@ class Rows:
         if self.born is None:
             frames = self.inputs[self.now : self.now + steps]
             return frames if self.where is None else frames.index_select(1, self.where)
-        time = (self.clock + torch.arange(steps).unsqueeze(1)).to(self.inputs.device)
+        time = (self.clock + torch.arange(steps).unsqueeze(1)).to(self.inputs.device, non_blocking=True)
         where = torch.arange(len(self), device=self.inputs.device) if self.where is None else self.where
         return self.inputs[time, where]
 

@@ -164,7 +164,7 @@ class Flight:
         assert answer is not None
         if steps == limit:
             over = self._clock >= way.timesteps
-            at_end = over.to(answer.logits.device)
+            at_end = over.to(answer.logits.device, non_blocking=True)
             undecided = at_end if stopped is None else at_end & ~stopped
             self.unsure += int((undecided & ~answer.logits.isfinite().all(1)).sum())
             if bool(over.all()):
@@ -202,7 +202,8 @@ class Flight:
 
     def _decide(self, outputs: tuple[Tensor, ...]) -> tuple[_Answer, Tensor | None]:
         """One timestep of readout and policy: what every row would answer, and who stops."""
-        self._set_clock(self._clock + 1, outputs[0].device)
+        self._clock = self._clock + 1
+        self._timestep = self._clock if outputs[0].device == self._clock.device else self._timestep + 1
         (logits,) = self._readout.update(self.way.read, (self._timestep, *outputs))
         stop, score = self._leaving.after(logits, self._timestep, self._clock)
         return _Answer(logits, self._timestep, score), stop
@@ -227,7 +228,7 @@ class Flight:
 
     def _set_clock(self, clock: Tensor, device: torch.device) -> None:
         self._clock = clock
-        self._timestep = clock.to(device)
+        self._timestep = clock.to(device, non_blocking=True)  # to a GPU: else the host would wait for it
 
 
 def _held(stopped: Tensor, held: _Answer, now: _Answer) -> _Answer:
