@@ -7,7 +7,7 @@ trained in seconds, so that their exits are real.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 CLASSES = 10
+_GAIN = 2.0
 
 
 class Network(ABC):
@@ -35,8 +36,14 @@ class Network(ABC):
     model: nn.Module
 
     def inputs(self, n: int) -> Tensor:
-        """Made-up rows ``[n, ...]``, the same ones at every call."""
-        return torch.randn(n, *self.row, generator=torch.Generator().manual_seed(1))
+        """Made-up rows ``[n, ...]``, the same ones at every call: for images, coarse patterns under noise."""
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(n, *self.row, generator=generator)
+        if len(self.row) != 3:
+            return noise
+        channels, height, width = self.row
+        coarse = torch.randn(n, channels, 4, 4, generator=generator)
+        return coarse.repeat_interleave(height // 4, 2).repeat_interleave(width // 4, 3) + noise / 2
 
     @abstractmethod
     def full(self, x: Tensor, timesteps: int) -> Tensor:
@@ -50,6 +57,31 @@ class Network(ABC):
     def stepped(self) -> Iterator[None]:
         """The stock network set up for :meth:`steps`."""
         yield
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Make fresh weights fire, and tell rows apart, as trained ones do: silent networks answer all rows alike.
+
+        What goes into the neurons, and what comes out of a head, gets the mean 0 and the deviation ``_GAIN`` on the
+        made-up rows: by the statistics of the batch norms, and by weight and bias of the linear layers.
+        """
+
+        def centre(layer: nn.Linear, _: Any, output: Tensor) -> Tensor:
+            rows = output.flatten(0, -2)
+            mean, scale = rows.mean(0), _GAIN / rows.std(0).clamp_min(1e-3)
+            layer.weight.mul_(scale.unsqueeze(1))
+            layer.bias.sub_(mean).mul_(scale)
+            hooks.pop(layer).remove()  # by the first timestep
+            return (output - mean) * scale
+
+        hooks = {m: m.register_forward_hook(centre) for m in self.model.modules() if isinstance(m, nn.Linear)}
+        for norm in self.model.modules():
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                norm.weight.fill_(_GAIN)
+                norm.momentum = None  # plain mean
+        self.model.train()
+        self.full(self.inputs(16), 2)
+        self.model.eval()
 
     def use_fastest_backend(self, device: torch.device) -> str:
         """Set, where there is a choice, the backend that makes :meth:`full` fastest, and name it."""
@@ -73,6 +105,7 @@ class SpikingJellyNetwork(Network):
         self.model = self.build()
         functional.set_step_mode(self.model, "m")
         self.model.eval()
+        self.prepare()
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -214,6 +247,7 @@ class SnnTorchNetwork(Network):
         torch.manual_seed(0)
         self.model = self.build().eval()
         self.neurons = [module for module in self.model.modules() if isinstance(module, snntorch.SpikingNeuron)]
+        self.prepare()
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -317,6 +351,7 @@ class SnnTorchFullyConnected(Network):
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model: FullyConnected = FullyConnected(self.timesteps).eval()
+        self.prepare()
 
     def full(self, x: Tensor, timesteps: int) -> Tensor:
         self.model.num_steps = timesteps
@@ -350,6 +385,9 @@ class OnDigits(Network):
 
         return load(SEED).test.images[:n]
 
+    def prepare(self) -> None:
+        """Trained weights stay as they are."""
+
 
 class DemoSEWResNet(OnDigits, SpikingJellyNetwork):
     name = "SEW-ResNet of the demo, trained (SpikingJelly)"
@@ -379,7 +417,7 @@ def _trained(network: Any) -> nn.Module:
     return network.model
 
 
-NETWORKS: dict[str, Callable[[], Network]] = {
+NETWORKS: dict[str, type[Network]] = {
     "sew-resnet18": SEWResNet18,
     "resnet19": ResNet19,
     "spikformer": Spikformer,

@@ -45,6 +45,7 @@ from ways import (
     Work,
     answers,
     draw,
+    exits_of,
     halfway_policy,
     infer,
     loop_with_break,
@@ -150,7 +151,8 @@ def scenarios() -> dict[str, Scenario]:
     for network in ("resnet19", "spikformer", "snntorch-conv", "snntorch-loop"):
         heavy = network in ("resnet19", "spikformer")
         found.append(replace(infer_64, network=network, rounds=3 if heavy else 9, ways=FEW))
-        found.append(replace(single, network=network, rounds=3 if heavy else 9, ways=(*FEW, "loop")))
+        alone = replace(single, network=network, ways=(*FEW, "loop"))
+        found.append(replace(alone, rounds=3, samples=10) if heavy else replace(alone, rounds=9))
     for network in ("demo-spikingjelly", "demo-snntorch"):
         trained = Scenario(
             network, "infer", 64, REAL, 448, rounds=9, ways=("full", "once", "peer", "defaults", "exact")
@@ -164,10 +166,10 @@ def rehearsals() -> dict[str, Scenario]:
     one = Scenario("tiny", "infer", 8, "mean 1.3 of 4", 10, rounds=1, ways=BATCHED)
     found = [
         one,
-        replace(one, batch=1, ways=(*STOCK, *OURS)),
-        replace(one, kind="stream", ways=("full", "once", *OURS), stock_samples=8),
+        replace(one, batch=1, ways=(*STOCK, "defaults")),
+        replace(one, kind="stream", ways=("full", "once", "defaults"), stock_samples=8),
+        replace(one, kind="memory", ways=("full", "defaults")),
     ]
-    found.append(replace(one, kind="memory", ways=("full", "defaults", "exact")))
     return {scenario.name: scenario for scenario in found}
 
 
@@ -228,7 +230,8 @@ def measure(scenario: Scenario, bench: Bench) -> dict[str, Any]:
         "loop": loop_with_break,
     }
     ways = {name: make[name](fewer) for name in scenario.ways if name in STOCK}
-    exits = stock_answers(work).exits
+    drawn = isinstance(work.policy, DrawnExits)
+    exits = exits_of(work.samples) if drawn else stock_answers(work).exits
     rows: dict[str, dict[str, Any]] = {name: {} for name in ways}
     for option in scenario.ways:
         if option in OURS:

@@ -84,7 +84,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def wrapped(network: Network, policy: ConfidencePolicy, timesteps: int, **chosen: Any) -> EarlyExitWrapper:
-    return EarlyExitWrapper(network.model, policy, timesteps=timesteps, **chosen)
+    return EarlyExitWrapper(network.model, policy, timesteps=timesteps, readout=network.readout, **chosen)
 
 
 # -- a piece of work ----------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def stream(work: Work, snn: EarlyExitWrapper) -> Way:
             yield sample
 
     def run() -> list[float]:
-        return [perf_counter() - asked[item.key] for item in snn.stream(feed(), slots=work.batch)]  # pyright: ignore[reportCallIssue]
+        return [perf_counter() - asked[item.key] for item in snn.stream(feed(), slots=work.batch)]
 
     return Way(run, samples=len(samples))
 
@@ -237,12 +237,12 @@ def answers(kind: str, work: Work, snn: EarlyExitWrapper) -> Answers:
                 torch.cat([part.timesteps for part in parts]),
                 sum(part.steps_executed for part in parts),
             )
-        running = snn.stream(iter(work.samples), slots=work.batch)  # pyright: ignore[reportCallIssue]
+        running = snn.stream(iter(work.samples), slots=work.batch)
         items = sorted(running, key=lambda item: item.key)
         return Answers(
             torch.stack([item.logits for item in items]),
             torch.tensor([item.timesteps for item in items], device=work.samples.device),
-            getattr(running, "steps_executed", None),
+            running.steps_executed,
         )
 
 
