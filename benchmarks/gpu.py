@@ -13,7 +13,6 @@ printed as a measurement.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from measuring import (
     interleaved,
     machine,
     markdown,
+    measured_on,
     percentile,
     spread,
     synchronise,
@@ -106,7 +106,8 @@ def scenarios() -> list[Scenario]:
     everything = {**DEFAULTS, **GRAPHS, **CHECKS, **CHUNKED, **COMPILED, **ALL_EXACT, **ALL_BF16}
     few = {**DEFAULTS, **GRAPHS, **ALL_BF16}
     streamed = Scenario("sew-resnet18", "stream", 256, 2048, ways=everything)
-    single = replace(streamed, kind="infer", batch=1, samples=50, rounds=9)
+    alone = {**DEFAULTS, **GRAPHS, **CHECKS, **ALL_EXACT, **ALL_BF16}
+    single = replace(streamed, kind="infer", batch=1, samples=50, rounds=9, ways=alone)
     return [
         streamed,
         single,
@@ -244,18 +245,17 @@ def _plain(chosen: dict[str, Any]) -> dict[str, str]:
 def table(folder: Path) -> str:
     """What was measured on a GPU, and what was not, in Markdown. Rehearsals are left out."""
     files = sorted(folder.glob("gpu-spikingjelly-*.json"))
-    rows = [(name, row) for file in files for name, row in Results(file).rows.items() if not row["of"]["rehearsal"]]
+    rows = {
+        f"{name} ({file.stem})": row
+        for file in files
+        for name, row in Results(file).rows.items()
+        if not row["of"]["rehearsal"]
+    }
     parts = []
     for scenario in scenarios():
-        found = [row for name, row in rows if name == scenario.name]
+        found = [row for name, row in rows.items() if name.startswith(f"{scenario.name} (")]
         parts += [_table_of(row) for row in found] or [f"### {scenario.name}\n\nNot measured.\n"]
-    places = {json.dumps([row["of"]["machine"], row["commit"], row["of"]["code"]]) for _, row in rows}
-    lines = []
-    for where, commit, digest in map(json.loads, sorted(places)):
-        lines.append(
-            f"- commit {commit}, code {digest}: " + ", ".join(f"{key} {value}" for key, value in where.items())
-        )
-    return "\n".join([*parts, "## Measured on\n", "\n".join(lines) or "Nothing was measured.", ""])
+    return "\n".join([*parts, measured_on(rows)])
 
 
 def _table_of(row: dict[str, Any]) -> str:

@@ -227,3 +227,14 @@ class Results:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines) + "\n"
+
+
+def measured_on(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The end of a page: on which machine the rows were measured, with which code; by row if there are several."""
+    places: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        facts = {"commit": row["commit"], "code": row["of"]["code"], **row["of"]["machine"]}
+        place = ", ".join(f"{fact} {value}" for fact, value in facts.items())
+        places.setdefault(place, []).append(name)
+    lines = [f"- {place}" + (f": {'; '.join(names)}" if len(places) > 1 else "") for place, names in places.items()]
+    return "## Measured on\n\n" + ("\n".join(lines) or "Nothing was measured.") + "\n"

@@ -13,7 +13,6 @@ small batch as in the stock run.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import warnings
@@ -35,6 +34,7 @@ from measuring import (
     interleaved,
     machine,
     markdown,
+    measured_on,
     peak_growth,
     percentile,
     spread,
@@ -348,7 +348,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             parts.append(f"### {row['title']}\n\n" + _memory_table(row))
         else:
             parts.append(f"### {row['title']}\n\n" + _table_of(row))
-    return "\n".join(part.rstrip() + "\n" for part in [*parts, _measured(rows.values())])
+    return "\n".join(part.rstrip() + "\n" for part in [*parts, measured_on(rows)])
 
 
 def _targets(shown: dict[str, Scenario], rows: dict[str, dict[str, Any]]) -> str:
@@ -425,17 +425,6 @@ def _memory_table(row: dict[str, Any]) -> str:
         grown = way.get("failed") or f"{way['mebibytes']:.0f} MiB"
         lines.append([(STOCK | OURS)[name], grown, ratio])
     return markdown(["way", "growth of the peak by one run", "of stock, all timesteps"], lines)
-
-
-def _measured(rows: Iterable[dict[str, Any]]) -> str:
-    """On which machines, and at which commits."""
-    places = {json.dumps([row["of"]["machine"], row["commit"], row["of"]["code"]]) for row in rows}
-    lines = []
-    for place in sorted(places):
-        where, commit, digest = json.loads(place)
-        facts = ", ".join(f"{key} {value}" for key, value in where.items())
-        lines.append(f"- commit {commit}, code {digest}: {facts}")
-    return "## Measured on\n\n" + ("\n".join(lines) or "Nothing was measured.")
 
 
 # -- the command --------------------------------------------------------------------------------------------------
