@@ -1,5 +1,6 @@
 """The benchmark scripts run, and say no more than they measured. Times are never judged."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-_OWN = ("measuring", "networks", "ways", "throughput", "gpu")
+_OWN = ("measuring", "networks", "ways", "compaction", "loop_inside", "throughput", "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +19,7 @@ def scripts():
     """The modules of the benchmarks, whose names are theirs only while this file runs."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import gpu
-        import measuring
-        import throughput
-        import ways
-
-        yield {"measuring": measuring, "ways": ways, "throughput": throughput, "gpu": gpu}
+        yield {name: importlib.import_module(name) for name in _OWN}
     finally:
         sys.path.remove(str(BENCHMARKS))
         for name in _OWN:
@@ -102,6 +98,14 @@ def test_drawn_exits_are_written_in_the_rows(scripts):
         rows = ways.marked(torch.randn(len(exits), 3, 4, 4), exits)
         assert torch.equal(ways.DrawnExits().start(rows, False, len(histogram), 10), exits)
         assert torch.equal(ways.DrawnExits().start(rows[None], True, len(histogram), 10), exits)
+
+
+def test_the_older_scripts_measure_a_row(scripts):
+    row = scripts["compaction"].measure("snntorch", 1.3, batch=1, pairs=1)
+    assert set(row["milliseconds_per_row"]) == {"early", "full", "stepped"}
+    assert row["ideal"] == pytest.approx(4 / 1.3)
+    row = scripts["loop_inside"].measure(timesteps=4, batch=1, pairs=2)
+    assert set(row["milliseconds"]) == {"stepped", "own"}
 
 
 def test_percentiles_are_measured_values(scripts):
