@@ -12,159 +12,75 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from statistics import median
 from typing import Any
 
 import torch
-from networks import NETWORKS
-from torch import Tensor
-
-from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.policies import ConfidencePolicy, Decision
+from measuring import RESULTS, Way, interleaved, machine, peak_growth
+from networks import Network, SEWResNet18, SnnTorchConvNet
+from ways import DrawnExits, Work, draw, infer, marked, stepped, stock, wrapped
 
 TIMESTEPS = 4
 # Of ten rows, how many exit at t = 1, 2, 3, 4.
 DRAWS = {1.3: (8, 1, 1, 0), 2.0: (5, 2, 1, 2)}
 BATCHES = (64, 1)
 SINGLE_ROWS = 10  # at batch 1, one measurement is ten inputs, so that the mean exit is the drawn one
-RESULTS = Path(__file__).parent / "results"
+NETWORKS = {network.framework: network for network in (SEWResNet18, SnnTorchConvNet)}
 
 
-@dataclass(frozen=True)
-class DrawnExits(ConfidencePolicy):
-    """Scores the logits as the confidence policy does, then stops each row where it was drawn to stop."""
-
-    exits: tuple[int, ...] = ()
-
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        score = super().decide(logits, timestep, None).score
-        exits = torch.tensor(self.exits) if memory is None else memory
-        return Decision(timestep >= exits, score, exits)
-
-
-def draw(mean: float, rows: int) -> tuple[int, ...]:
-    """Exit timesteps of ``rows`` rows with the drawn shares, in random order."""
-    ten = [t for t, count in enumerate(DRAWS[mean], start=1) for _ in range(count)]
-    exits = torch.tensor([ten[i * len(ten) // rows] if rows >= len(ten) else ten[i] for i in range(rows)])
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(2))
-    return tuple(exits[order].tolist())
+def work_of(network: Network, mean: float, batch: int) -> Work:
+    inputs = network.inputs(batch if batch > 1 else SINGLE_ROWS)
+    samples = marked(inputs, draw(DRAWS[mean], len(inputs)))
+    return Work(network, samples, batch, TIMESTEPS, DrawnExits())
 
 
 def measure(framework: str, mean: float, batch: int, pairs: int) -> dict[str, Any]:
     """One row of the table: alternating measurements of early exit, the stock full run and the stock stepped run."""
     network = NETWORKS[framework]()
-    x = network.inputs(batch if batch > 1 else SINGLE_ROWS)
-    exits = draw(mean, len(x))
-    samples = [(x, exits)] if batch > 1 else [(x[i : i + 1], exits[i : i + 1]) for i in range(len(x))]
-    snn = EarlyExitWrapper(network.model, timesteps=TIMESTEPS)
-    policies = [DrawnExits(temperature=1.0, exits=part) for _, part in samples]
-
-    def early() -> list[int]:
-        steps = []
-        for (rows, _), policy in zip(samples, policies, strict=True):
-            snn.policy = policy
-            steps.append(snn.infer(rows).steps_executed)
-        return steps
-
-    def full() -> None:
-        for rows, _ in samples:
-            network.full(rows, TIMESTEPS)
-
-    def stepped() -> None:
-        for rows, _ in samples:
-            network.stepped(rows, TIMESTEPS)
-
-    seconds: dict[str, list[float]] = {"early": [], "full": [], "stepped": []}
+    work = work_of(network, mean, batch)
+    snn = wrapped(network, work.policy, TIMESTEPS)
     with torch.no_grad():
-        row_steps = sum(early())
-        for measured in range(-1, pairs):  # the first round warms up
-            for name, run in (("early", early), ("full", full), ("stepped", stepped)):
-                network.set_stepped(name == "stepped")
-                elapsed = timed(run)
-                network.set_stepped(False)
-                if measured >= 0:
-                    seconds[name].append(elapsed)
-    mean_timesteps = sum(exits) / len(exits)
-    assert row_steps == sum(exits), "row-steps executed must be the sum of the exits"
+        results = [snn.infer(x) for x in work.batches]
+    row_steps, exits = sum(r.steps_executed for r in results), sum(int(r.timesteps.sum()) for r in results)
+    assert row_steps == exits, "row-steps executed must be the sum of the exits"
+    ways: dict[str, Way] = {"early": infer(work, snn), "full": stock(work), "stepped": stepped(work)}
+    timings = interleaved(ways, pairs)
+    mean_timesteps = exits / len(work.samples)
     ideal = TIMESTEPS / mean_timesteps
-    over_full = [full / early for early, full in zip(seconds["early"], seconds["full"], strict=True)]
-    over_stepped = [full / early for early, full in zip(seconds["early"], seconds["stepped"], strict=True)]
+    over_full = timings["early"].over(timings["full"])
+    over_stepped = timings["early"].over(timings["stepped"])
     return {
         "network": network.name,
         "batch": batch,
         "mean_timesteps": mean_timesteps,
         "ideal": ideal,
-        "milliseconds_per_row": {k: 1e3 * statistics.median(v) / len(x) for k, v in seconds.items()},
-        "speed_up_over_full": statistics.median(over_full),
-        "speed_up_over_stepped": statistics.median(over_stepped),
-        "of_ideal_over_full": statistics.median(over_full) / ideal,
-        "of_ideal_over_stepped": statistics.median(over_stepped) / ideal,
+        "milliseconds_per_row": {way: 1e3 * median(timing.seconds) for way, timing in timings.items()},
+        "speed_up_over_full": median(over_full),
+        "speed_up_over_stepped": median(over_stepped),
+        "of_ideal_over_full": median(over_full) / ideal,
+        "of_ideal_over_stepped": median(over_stepped) / ideal,
         "spread_of_ideal_over_full": [min(over_full) / ideal, max(over_full) / ideal],
         "spread_of_ideal_over_stepped": [min(over_stepped) / ideal, max(over_stepped) / ideal],
-        "seconds": seconds,
+        "seconds_per_row": {way: timing.seconds for way, timing in timings.items()},
     }
 
 
-def timed(run: Callable[[], Any]) -> float:
-    start = perf_counter()
-    run()
-    return perf_counter() - start
-
-
+@torch.no_grad()
 def peak_memory(framework: str, way: str, mean: float, batch: int) -> float:
     """Growth of the peak resident memory, in MiB, by one run; to be asked in a process of its own (Linux)."""
     network = NETWORKS[framework]()
-    x = network.inputs(batch)
-    with torch.no_grad():
-        snn = EarlyExitWrapper(network.model, DrawnExits(temperature=1.0, exits=draw(mean, batch)), timesteps=TIMESTEPS)
-        network.full(x[:1], 1)
-        before = high_water_mark(reset=True)
-        if way == "early":
-            snn.infer(x)
-        else:
-            network.full(x, TIMESTEPS)
-    return high_water_mark() - before
-
-
-def high_water_mark(reset: bool = False) -> float:
-    """Peak resident memory of this process in MiB; with ``reset``, from now on."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    work = work_of(network, mean, batch)
+    snn = wrapped(network, work.policy, TIMESTEPS)
+    network.full(work.samples[:1], 1)
+    return peak_growth((infer(work, snn) if way == "early" else stock(work)).run)
 
 
 def ask_peak_memory(framework: str, way: str, mean: float, batch: int) -> float:
     command = [sys.executable, __file__, "--peak", framework, way, str(mean), str(batch)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def machine() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    packages = ("torch", "spikingjelly", "snntorch")
-    return {
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def table(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> str:

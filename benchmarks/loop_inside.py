@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compaction import RESULTS, machine, timed
+from measuring import RESULTS, Way, interleaved, machine
 from networks import LoopInside
 
 from seenn_plugin import EarlyExitWrapper
@@ -31,24 +31,26 @@ def measure(timesteps: int, batch: int, pairs: int) -> dict[str, Any]:
     model = LoopInside(timesteps).eval()
     x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     snn = EarlyExitWrapper(model, ConfidencePolicy(NEVER))
-    seconds: dict[str, list[float]] = {"stepped": [], "own": []}
     with torch.no_grad():
         result = snn.infer(x)
         assert result.steps_executed == batch * timesteps
         assert torch.equal(result.logits, model(x).sum(0)), "at a fixed batch size answers are bit-exact"
-        for measured in range(-2, pairs):  # the first rounds warm up
-            for name, run in (("stepped", lambda: snn.infer(x)), ("own", lambda: model(x))):
-                elapsed = timed(run)
-                if measured >= 0:
-                    seconds[name].append(elapsed)
-    overhead = [stepped / own - 1 for stepped, own in zip(seconds["stepped"], seconds["own"], strict=True)]
+
+    def stepped() -> None:
+        snn.infer(x)
+
+    def own() -> None:
+        model(x)
+
+    timings = interleaved({"stepped": Way(stepped), "own": Way(own)}, pairs, warm_up=2)
+    overhead = [1 / ratio - 1 for ratio in timings["stepped"].over(timings["own"])]
     return {
         "timesteps": timesteps,
         "batch": batch,
-        "milliseconds": {name: 1e3 * statistics.median(values) for name, values in seconds.items()},
+        "milliseconds": {name: 1e3 * statistics.median(timing.seconds) for name, timing in timings.items()},
         "overhead": statistics.median(overhead),
         "quartiles": statistics.quantiles(overhead, n=4)[::2],
-        "seconds": seconds,
+        "seconds": {name: timing.seconds for name, timing in timings.items()},
     }
 
 
