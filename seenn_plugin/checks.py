@@ -18,7 +18,7 @@ from torch import Tensor
 from .adapter import Adapter, Rows
 from .engine.trace import advance_to
 from .errors import ModelRefused, SeennError
-from .module_state import to_float64
+from .module_state import random_state, to_float64
 from .readout import Outputs
 from .stepper import AGGREGATES
 from .tolerance import largest_difference, rows_agree
@@ -96,12 +96,12 @@ def _repeatable(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int
     """
     first, first_rows = _run(adapter, inputs, sequence, timesteps, chunk)
     again_rows = _begin(adapter, inputs, sequence)
-    before = _random_state(inputs)
+    before = random_state(inputs)
     again = advance_to(adapter, again_rows, timesteps, chunk)
     result = _compare(
         "repeatable", [*_flat(first), *adapter.inspect(first_rows)], [*_flat(again), *adapter.inspect(again_rows)]
     )
-    if not torch.equal(before, _random_state(inputs)):
+    if not torch.equal(before, random_state(inputs)):
         return replace(result, disagreeing=result.rows, note="its timesteps draw random numbers")
     return result
 
@@ -205,14 +205,9 @@ def _begin(adapter: Adapter, inputs: Tensor, sequence: bool) -> Rows:
 
 def _draws_at_start(adapter: Adapter, inputs: Tensor, sequence: bool) -> bool:
     torch.manual_seed(_SEED)
-    before = _random_state(inputs)
+    before = random_state(inputs)
     adapter.begin(inputs, sequence)
-    return not torch.equal(before, _random_state(inputs))
-
-
-def _random_state(inputs: Tensor) -> Tensor:
-    state = torch.get_rng_state()
-    return torch.cat([state, torch.cuda.get_rng_state(inputs.device)]) if inputs.is_cuda else state
+    return not torch.equal(before, random_state(inputs))
 
 
 def _flat(steps: Iterable[Outputs]) -> list[Tensor]:

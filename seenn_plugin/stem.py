@@ -22,7 +22,7 @@ from torch.nn.modules import module as _torch_module
 
 from .discovery import PROBED_ROWS
 from .errors import ModelRefused
-from .module_state import ABSENT, isolated, same, to_float64
+from .module_state import ABSENT, isolated, random_state, same, to_float64
 from .observation import Observation, Observer
 from .stepper import Outputs, OwnRun, Stepper
 from .tolerance import rows_agree
@@ -140,6 +140,7 @@ class StemStepper(_Around):
         super().__init__(inner)
         self.layers, self.entered, self.in_chunks = tuple(layers), tuple(entered), in_chunks
         self._carried = [layer for layer in layers if layer.is_read]
+        self._modes = self._modes_now()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,7 +148,10 @@ class StemStepper(_Around):
 
     def as_it_lies(self) -> Stepper:
         unseen = all(map(_is_untouched, self.entered)) and not _global_hooks()
-        return self if unseen and not any(layer.module.training for layer in self.layers) else self.inner
+        return self if unseen and self._modes_now() == self._modes else self.inner
+
+    def _modes_now(self) -> list[bool]:
+        return [layer.module.training for layer in self.layers]
 
     def start(self, inputs: Tensor) -> list[Any]:
         values = self.inner.start(inputs)
@@ -160,11 +164,11 @@ class StemStepper(_Around):
             self.inner.advance(inputs.unsqueeze(0), 1, values)
         return [self._fitting(layer, made.get(layer.module), inputs) for layer in self._carried]
 
-    def _noting(self, layer: _Layer, made: dict[nn.Module, Tensor], stop: bool = True) -> Callable[..., Any]:
+    def _noting(self, layer: _Layer, made: dict[nn.Module, Tensor]) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             output = type(layer.module).forward(layer.module, *arguments, **named)
             made[layer.module] = output.clone() if layer.is_written else output
-            if stop and layer is self.layers[-1]:
+            if layer is self.layers[-1]:
                 raise _StemIsMade
             return output
 
@@ -198,23 +202,9 @@ class StemStepper(_Around):
         return finish, [*after, *values[cut:]]
 
     def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
-        """The model's own run; for the outputs of the stem it tells what the layers answered at its last timestep."""
-        made: dict[nn.Module, Tensor] = {}
-        with _lent({layer.module: self._noting(layer, made, stop=False) for layer in self._carried}):
-            own = self.inner.own_run(inputs, sequence, timesteps)
-        last = [self._last(made.get(layer.module), layer.made.of(inputs.shape[0])) for layer in self._carried]
-        if any(output is None for output in last):  # laid out in another way: there is nothing to compare
-            last = self._compute(inputs, self.inner.start(inputs))
-        return replace(own, arguments=[*own.arguments, *last])
-
-    @staticmethod
-    def _last(output: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-        """The last timestep of an output, of this shape; ``None`` if it is neither of one timestep nor of several."""
-        if output is None or output.shape == shape:
-            return output
-        if output.shape[1:] == shape:
-            return output[-1]
-        return output[-1:] if shape[0] == 1 and output.shape[1:] == shape[1:] else None
+        stem = self._compute(inputs, self.inner.start(inputs))
+        own = self.inner.own_run(inputs, sequence, timesteps)
+        return replace(own, arguments=[*own.arguments, *stem])
 
     def explain(self) -> dict[str, str]:
         names = ", ".join(layer.name for layer in self.layers)
@@ -412,7 +402,7 @@ class _Watching(_Around):
     def __init__(self, inner: Stepper, adapter: ModuleAdapter) -> None:
         super().__init__(inner)
         self.modules = tuple(adapter.model.modules())
-        leaves = [module for module in self.modules if not module._modules and not module.training]
+        leaves = [module for module in self.modules if not module._modules]
         self.layers = [module for module in leaves if adapter.writes_nothing(module) and _is_untouched(module)]
         self.made: list[_Timestep] = []
 
@@ -443,9 +433,10 @@ class _Watching(_Around):
             before, given = _version(x), x.shape
             source = next((call for call in reversed(now.calls) if call.handed.is_all_of(x)), None)
             known = source is not None or frame.is_all_of(x)
+            random = random_state(x)
             output = type(layer).forward(layer, x)
-            changes_frame = source is None and _version(x) != before
-            if known and not changes_frame and type(output) is Tensor and output.is_floating_point():
+            draws, changes_frame = not torch.equal(random, random_state(x)), source is None and _version(x) != before
+            if known and not draws and not changes_frame and type(output) is Tensor and output.is_floating_point():
                 handed = _Handed.of(output)
                 if output.data_ptr() != x.data_ptr() or handed.version != before:  # else it computes nothing
                     now.calls.append(
