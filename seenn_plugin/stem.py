@@ -45,6 +45,10 @@ class _Shape:
     def of(self, n: int) -> tuple[int, ...]:
         return (*self.sizes[: self.row_dim], n, *self.sizes[self.row_dim + 1 :])
 
+    def rows(self, tensor: Tensor) -> int:
+        """The number of rows of a tensor of this shape."""
+        return tensor.shape[self.row_dim]
+
     def in_chunk(self, n: int, steps: int) -> tuple[int, ...]:
         """Of several timesteps at a time, ``[steps, n, ...]``; a single one is ``[n, ...]`` or ``[1, n, ...]``."""
         single = self.of(n)
@@ -58,7 +62,7 @@ class _Layer:
     Attributes:
         name: its qualified name.
         module: the layer.
-        source: the position of the layer whose output it is given; ``None`` for the frame.
+        source: the position of the layer whose output it is given; below 0, of what is still (``-1 - i``).
         given, made: the shapes of its input and its output in a single timestep.
         is_read: whether something outside the stem reads its output, which then is carried.
         is_written: whether something writes to its output in place, and so is given a copy.
@@ -66,7 +70,7 @@ class _Layer:
 
     name: str
     module: nn.Module
-    source: int | None
+    source: int
     given: _Shape
     made: _Shape
     is_read: bool = True
@@ -125,7 +129,7 @@ class StemStepper(_Around):
     """Makes the timesteps of another stepper, but for the layers of the stem.
 
     Args:
-        inner: makes the timesteps; its frames are all the same.
+        inner: makes the timesteps of static input.
         layers: the stem, in the order in which its layers are called.
         entered: all modules that are entered before the last of them has answered: a caller's hook there must see
             every call.
@@ -140,6 +144,7 @@ class StemStepper(_Around):
         super().__init__(inner)
         self.layers, self.entered, self.in_chunks = tuple(layers), tuple(entered), in_chunks
         self._carried = [layer for layer in layers if layer.is_read]
+        self._given = {-1 - layer.source for layer in layers if layer.source < 0}
         self._modes = self._modes_now()
 
     @property
@@ -161,7 +166,7 @@ class StemStepper(_Around):
         """What the layers of the stem answer: the model is run on the frame up to the last of them."""
         made: dict[nn.Module, Tensor] = {}
         with _lent({layer.module: self._noting(layer, made) for layer in self.layers}), suppress(_StemIsMade):
-            self.inner.advance(inputs.unsqueeze(0), 1, values)
+            self.inner.advance(inputs.unsqueeze(0) if self.takes_frames else None, 1, values)
         return [self._fitting(layer, made.get(layer.module), inputs) for layer in self._carried]
 
     def _noting(self, layer: _Layer, made: dict[nn.Module, Tensor]) -> Callable[..., Any]:
@@ -180,14 +185,15 @@ class StemStepper(_Around):
         return made if made is not None and made.shape == shape else _absurd(shape, inputs)
 
     def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
-        assert frames is not None
         cut = len(self.inner.names)
         carried = dict(zip((layer.module for layer in self._carried), values[cut:], strict=True))
-        handed: dict[int | None, _Handed] = {None: _Handed.of(frames[0])}
+        still = _still(frames, values[:cut])
+        handed = {-1 - i: still[i] for i in self._given}
         versions = [_version(value) for value in carried.values()]
+        rows = self._carried[-1].made.rows(values[-1])
         with _lent(
             {
-                layer.module: _HandingOut(self, i, layer, carried.get(layer.module), frames.shape[1], steps, handed)
+                layer.module: _HandingOut(self, i, layer, carried.get(layer.module), rows, steps, handed)
                 for i, layer in enumerate(self.layers)
             }
         ):
@@ -199,6 +205,11 @@ class StemStepper(_Around):
                     "looked at first.",
                     "Assign a new tensor instead.",
                 )
+        if frames is None and any(not still[i].is_all_of(after[i]) for i in self._given):
+            raise ModelRefused(
+                "a variable that is the same at every timestep, as far as was looked at first, has changed.",
+                "Give what changes over time another name.",
+            )
         return finish, [*after, *values[cut:]]
 
     def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
@@ -220,7 +231,7 @@ class _HandingOut:
         layer: the layer.
         carried: its output, if it is carried.
         rows, steps: the number of rows, and of the timesteps that are made.
-        handed: what has been handed out by position, and under ``None`` the frame.
+        handed: what has been handed out, by position of the layer; below 0, what is still.
     """
 
     def __init__(
@@ -231,7 +242,7 @@ class _HandingOut:
         carried: Tensor | None,
         rows: int,
         steps: int,
-        handed: dict[int | None, _Handed],
+        handed: dict[int, _Handed],
     ) -> None:
         self.stem, self.position, self.layer, self.carried = stem, position, layer, carried
         self.rows, self.steps, self.handed = rows, steps, handed
@@ -283,6 +294,13 @@ def _absurd(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.full((), _NAN, dtype=dtype, device=like.device).expand(*shape)
 
 
+def _still(frames: Tensor | None, values: Sequence[Any]) -> dict[int, _Handed]:
+    """What may be the same at every timestep, by position: the frame, or else a variable carried from pass to pass."""
+    if frames is not None:
+        return {0: _Handed.of(frames[0])}
+    return {i: _Handed.of(value) for i, value in enumerate(values) if isinstance(value, Tensor) and value.numel()}
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -310,7 +328,7 @@ def with_stem(adapter: ModuleAdapter, stepper: Stepper, few: Tensor, more: Tenso
         stepper: how its timesteps are made.
         few, more: input of 2 rows and of 3.
     """
-    if not stepper.takes_frames or _global_hooks() or any(map(_is_compiled, adapter.model.modules())):
+    if _global_hooks() or any(map(_is_compiled, adapter.model.modules())):
         return stepper
     try:
         return _find(adapter, stepper, few, more) or stepper
@@ -338,7 +356,7 @@ def _find(adapter: ModuleAdapter, stepper: Stepper, few: Tensor, more: Tensor) -
         given, made = _shape(a.given, b.given), _shape(a.output.shape, b.output.shape)
         if a.module is not b.module or given is None or made is None:
             break
-        source = small.index(a.source) if a.source is not None else None
+        source = small.index(a.source) if isinstance(a.source, _Call) else -1 - a.source
         layers.append(_Layer(names[a.module], a.module, source, given, made, is_written=a.is_written))
 
     def is_right(layers: Sequence[_Layer]) -> bool:
@@ -363,14 +381,14 @@ class _Call:
 
     Attributes:
         module: the layer.
-        source: the call whose output it was given; ``None`` if it was the frame.
+        source: the call whose output it was given, or the position of what is still.
         given: the shape of its input.
         entered: how many modules had been entered when it answered.
         output: its output, and as it was then.
     """
 
     module: nn.Module
-    source: _Call | None
+    source: _Call | int
     given: torch.Size
     entered: int
     output: Tensor
@@ -381,14 +399,20 @@ class _Call:
     def is_written(self) -> bool:
         return self.output._version != self.handed.version
 
+    def is_like(self, other: _Call) -> bool:
+        """Whether another timestep's call of the layer was given the same and made the same."""
+        sources = [c.source.module if isinstance(c.source, _Call) else c.source for c in (self, other)]
+        return sources[0] == sources[1] and same(self.copy, other.copy)
+
 
 @dataclass
 class _Timestep:
-    """What happened in one timestep: the modules entered, calls of layers, and which layers were called how often."""
+    """What happened in one timestep: modules entered, calls of layers, how often each was called, what stayed still."""
 
     entered: list[nn.Module] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
     times: Counter[nn.Module] = field(default_factory=Counter)
+    still: dict[int, _Handed] = field(default_factory=dict)
 
     def call_of(self, module: nn.Module) -> _Call | None:
         """The only call of a module; ``None`` if there were none or several."""
@@ -407,41 +431,44 @@ class _Watching(_Around):
         self.made: list[_Timestep] = []
 
     def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
-        assert frames is not None
-        now = _Timestep()
+        now = _Timestep(still=_still(frames, values))
         self.made.append(now)
 
         def enter(module: nn.Module, _: Any) -> None:
             now.entered.append(module)
 
-        frame = _Handed.of(frames[0])
         handles = [module.register_forward_pre_hook(enter) for module in self.modules]
         try:
-            with _lent({layer: self._noting(layer, frame, now) for layer in self.layers}):
-                return self.inner.advance(frames, steps, values)
+            with _lent({layer: self._noting(layer, now) for layer in self.layers}):
+                finish, after = self.inner.advance(frames, steps, values)
         finally:
             for handle in handles:
                 handle.remove()
+        if frames is None:
+            kept = {i for i, handed in now.still.items() if isinstance(after[i], Tensor) and handed.is_all_of(after[i])}
+            now.still = {i: now.still[i] for i in kept}
+        return finish, after
 
     @staticmethod
-    def _noting(layer: nn.Module, frame: _Handed, now: _Timestep) -> Callable[..., Any]:
+    def _noting(layer: nn.Module, now: _Timestep) -> Callable[..., Any]:
         def forward(*arguments: Any, **named: Any) -> Any:
             now.times[layer] += 1
             x = arguments[0] if len(arguments) == 1 and not named else None
             if type(x) is not Tensor or not x.numel():
                 return type(layer).forward(layer, *arguments, **named)
             before, given = _version(x), x.shape
-            source = next((call for call in reversed(now.calls) if call.handed.is_all_of(x)), None)
-            known = source is not None or frame.is_all_of(x)
+            sources: list[_Call | int] = [call for call in reversed(now.calls) if call.handed.is_all_of(x)]
+            sources += [i for i, handed in now.still.items() if handed.is_all_of(x)]
+            source = sources[0] if sources else None
             random = random_state(x)
             output = type(layer).forward(layer, x)
-            draws, changes_frame = not torch.equal(random, random_state(x)), source is None and _version(x) != before
-            if known and not draws and not changes_frame and type(output) is Tensor and output.is_floating_point():
-                handed = _Handed.of(output)
-                if output.data_ptr() != x.data_ptr() or handed.version != before:  # else it computes nothing
-                    now.calls.append(
-                        _Call(layer, source, given, len(now.entered), output, handed, output.detach().clone())
-                    )
+            changes = not torch.equal(random, random_state(x)) or (isinstance(source, int) and _version(x) != before)
+            if source is None or changes or type(output) is not Tensor or not output.is_floating_point():
+                return output
+            handed = _Handed.of(output)
+            if not handed.is_start_of(x) or handed.version != before:  # else it computes nothing
+                copied = output.detach().clone()
+                now.calls.append(_Call(layer, source, given, len(now.entered), output, handed, copied))
             return output
 
         return forward
@@ -449,22 +476,17 @@ class _Watching(_Around):
     def stem(self, stateful: Collection[nn.Module]) -> tuple[list[_Call], list[nn.Module]]:
         """The calls that belong to the stem, and the modules that are entered before the last of them answers."""
         found: list[_Call] = []
-        first, *others = self.made
+        first = self.made[0]
+        still = set.intersection(*(set(timestep.still) for timestep in self.made))
         for call in first.calls:
             entered = first.entered[: call.entered]
             if any(module in stateful and call.module not in set(module.modules()) for module in entered):
                 break
-            alike = [other.call_of(call.module) for other in (first, *others)]
-            if (call.source is None or call.source in found) and all(
-                one is not None and _module(one.source) is _module(call.source) and same(one.copy, call.copy)
-                for one in alike
-            ):
+            known = call.source in still if isinstance(call.source, int) else call.source in found
+            alike = [timestep.call_of(call.module) for timestep in self.made]
+            if known and all(one is not None and call.is_like(one) for one in alike):
                 found.append(call)
         return found, first.entered[: found[-1].entered] if found else []
-
-
-def _module(call: _Call | None) -> nn.Module | None:
-    return None if call is None else call.module
 
 
 def _shape(small: torch.Size, large: torch.Size) -> _Shape | None:
