@@ -7,6 +7,9 @@ import snntorch
 import torch
 from torch import Tensor, nn
 
+from seenn_plugin.errors import ModelRefused
+
+from ..invariants import prescribed
 from ..snntorch_nets import FORMS, NEURONS, STATES, NetSpec, build
 from ..test_stem import counting, no_stem, stem_of, wrap
 
@@ -66,3 +69,77 @@ def test_recurrent_input(beside):
     with no_stem(), torch.no_grad():
         assert torch.equal(found, wrap(model, timesteps=T).trace(x))
     assert found.diff(dim=0).abs().amax() > 0
+
+
+class LoopInside(nn.Module):
+    """All timesteps in ``forward``; what it gives its first layers is said by a function of the variables."""
+
+    def __init__(self, feedback: str) -> None:
+        super().__init__()
+        self.num_steps = 5
+        self.fc1, self.norm, self.back, self.fc2 = nn.Linear(7, 7), nn.LayerNorm(7), nn.Linear(7, 7), nn.Linear(7, 4)
+        self.lif1, self.lif2 = snntorch.Leaky(beta=0.8, threshold=0.2), snntorch.Leaky(beta=0.9)
+        self.feedback = feedback
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        spk = torch.zeros_like(x)
+        count = torch.zeros(len(x), 4)
+        for _ in range(self.num_steps):
+            y = self.norm(self.fc1(x))
+            if self.feedback == "beside":
+                y = y + self.back(spk)
+            spk, mem1 = self.lif1(y, mem1)
+            out, mem2 = self.lif2(self.fc2(spk), mem2)
+            count = count + out + 0.1 * mem2
+            if self.feedback == "input":
+                x = x + 0.1 * spk
+        return count
+
+
+class Late(LoopInside):
+    """Its input changes once, at a timestep that is not looked at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem1, mem2 = self.lif1.init_leaky(), self.lif2.init_leaky()
+        count = torch.zeros(len(x), 4)
+        for step in range(self.num_steps):
+            spk, mem1 = self.lif1(self.fc1(x), mem1)
+            out, mem2 = self.lif2(self.fc2(spk), mem2)
+            count = count + out + 0.1 * mem2
+            if step == 3:
+                x = -x
+        return count
+
+
+def test_a_variable_that_changes_late_is_refused():
+    torch.manual_seed(0)
+    with pytest.raises(ModelRefused, match="the same at every timestep"):
+        wrap(Late("").eval(), timesteps=None, readout="auto").infer(rows().float())
+
+
+@pytest.mark.parametrize(("feedback", "stem"), [("", "fc1, norm"), ("beside", "fc1, norm"), ("input", "")])
+def test_a_loop_inside(feedback, stem):
+    torch.manual_seed(0)
+    model, x = LoopInside(feedback).eval(), rows().float()
+    options = {"timesteps": None, "readout": "auto"}
+    snn = wrap(model, **options)
+    assert stem_of(snn, x) == stem
+    with counting(model.fc1.weight) as computed, torch.no_grad():
+        found = snn.trace(x)
+    assert computed == ([N] if stem else [N] * T)
+    with no_stem(), torch.no_grad():
+        assert torch.equal(found, wrap(model, **options).trace(x))
+    assert found.diff(dim=0).abs().amax() > 0
+    snn.policy = prescribed(1, 5, 2, 5).policy()
+    with torch.no_grad():
+        result = snn.infer(x)
+    for row, t in enumerate((1, 5, 2, 5)):
+        torch.testing.assert_close(result.logits[row], found[t - 1, row])
+    with torch.no_grad():  # fresh rows in the places of others
+        in_flight = snn.adapter.begin(x[:2], False)
+        snn.adapter.advance(in_flight)
+        snn.adapter.place(in_flight, torch.tensor([1]), x[3:])
+        snn.adapter.advance(in_flight)
+        placed = snn.adapter.advance(in_flight)[0][0]
+        torch.testing.assert_close(placed, torch.stack([found[2, 0], found[1, 3]]))
