@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adapter import Adapter, Rows
 from .engine.trace import advance_to
 from .errors import ModelRefused, SeennError
-from .module_state import map_tensors
+from .module_state import random_state, to_float64
 from .readout import Outputs
 from .stepper import AGGREGATES
 from .tolerance import largest_difference, rows_agree
@@ -96,12 +96,12 @@ def _repeatable(adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int
     """
     first, first_rows = _run(adapter, inputs, sequence, timesteps, chunk)
     again_rows = _begin(adapter, inputs, sequence)
-    before = _random_state(inputs)
+    before = random_state(inputs)
     again = advance_to(adapter, again_rows, timesteps, chunk)
     result = _compare(
         "repeatable", [*_flat(first), *adapter.inspect(first_rows)], [*_flat(again), *adapter.inspect(again_rows)]
     )
-    if not torch.equal(before, _random_state(inputs)):
+    if not torch.equal(before, random_state(inputs)):
         return replace(result, disagreeing=result.rows, note="its timesteps draw random numbers")
     return result
 
@@ -205,14 +205,9 @@ def _begin(adapter: Adapter, inputs: Tensor, sequence: bool) -> Rows:
 
 def _draws_at_start(adapter: Adapter, inputs: Tensor, sequence: bool) -> bool:
     torch.manual_seed(_SEED)
-    before = _random_state(inputs)
+    before = random_state(inputs)
     adapter.begin(inputs, sequence)
-    return not torch.equal(before, _random_state(inputs))
-
-
-def _random_state(inputs: Tensor) -> Tensor:
-    state = torch.get_rng_state()
-    return torch.cat([state, torch.cuda.get_rng_state(inputs.device)]) if inputs.is_cuda else state
+    return not torch.equal(before, random_state(inputs))
 
 
 def _flat(steps: Iterable[Outputs]) -> list[Tensor]:
@@ -236,10 +231,6 @@ def _compare(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> 
     return CheckResult(name, n, int((~agree).sum()), error)
 
 
-def _to_float64(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
-
-
 def _in_float64(
     check: Check, adapter: Adapter, inputs: Tensor, sequence: bool, timesteps: int, chunk: int, first: CheckResult
 ) -> CheckResult:
@@ -249,7 +240,7 @@ def _in_float64(
     try:
         exact = copy.deepcopy(adapter)
         for module in exact.model.double().modules():
-            module.register_forward_pre_hook(_to_float64)  # snnTorch's spikes are float32 whatever the model is
+            module.register_forward_pre_hook(to_float64)  # snnTorch's spikes are float32 whatever the model is
         again = check(exact, inputs.double() if inputs.is_floating_point() else inputs, sequence, timesteps, chunk)
     except Exception as error:
         again, seen = None, f"{seen}; it cannot be repeated in float64 ({type(error).__name__})"

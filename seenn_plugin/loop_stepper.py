@@ -64,6 +64,7 @@ class LoopStepper(Stepper):
 
     one_at_a_time = True
     takes_frames = False
+    starts_from_input = True
 
     def __init__(self, adapter: ModuleAdapter, loop: TimeLoop, time_dim: int | None) -> None:
         self.adapter = adapter

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +23,7 @@ from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occup
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
 from .state_map import StateMap
+from .stem import with_stem
 from .stepper import CallStepper, Stepper
 
 
@@ -32,6 +33,14 @@ class _Kind:
 
     stepper: Stepper
     state_map: StateMap
+
+    def as_it_lies(self) -> _Kind:
+        """The same for the model as it lies at this moment: the caller may have registered a hook since."""
+        stepper = self.stepper.as_it_lies()
+        if stepper is self.stepper:
+            return self
+        spots = self.state_map.spots[: len(self.state_map.carried) + len(stepper.names)]
+        return _Kind(stepper, replace(self.state_map, spots=spots))
 
 
 @dataclass
@@ -44,6 +53,12 @@ class _Memory:
     @property
     def state_map(self) -> StateMap:
         return self.kind.state_map
+
+    def go_on(self) -> Stepper:
+        """How the rows are stepped from here on; what is no longer needed is dropped."""
+        self.kind = self.kind.as_it_lies()
+        self.values = self.values[: len(self.state_map.spots)]
+        return self.kind.stepper
 
 
 class ModuleAdapter(Adapter):
@@ -137,7 +152,7 @@ class ModuleAdapter(Adapter):
         return Rows(inputs, sequence, _Memory(kind, values))
 
     def advance(self, rows: Rows, steps: int = 1) -> tuple[Tensor, ...]:
-        stepper: Stepper = rows.memory.kind.stepper
+        stepper: Stepper = rows.memory.go_on()
         if steps == 1 or not stepper.one_at_a_time:
             return self._advance(rows, steps)
         now, memory = rows.now, rows.memory.values
@@ -187,13 +202,14 @@ class ModuleAdapter(Adapter):
 
     def place(self, rows: Rows, index: Tensor, inputs: Tensor) -> None:
         memory: _Memory = rows.memory
+        stepper = memory.go_on()
         if self.why_not_refillable(rows):
             raise ModelRefused(
                 f"fresh rows cannot join rows in flight: {self.why_not_refillable(rows)}.",
                 "Run them as a batch of their own.",
             )
-        fresh = [] if memory.kind.stepper.takes_frames else self._fresh(memory.kind, inputs)
-        if fresh:
+        fresh = self._fresh(memory.kind, inputs) if stepper.starts_from_input else []
+        if not stepper.takes_frames:
             inputs = inputs.new_empty(()).expand(index.numel())
         rows.place(index, inputs)
         memory.values = [
@@ -263,13 +279,15 @@ class ModuleAdapter(Adapter):
             found = self._kinds.get(key)
         if found is None:
             found = self._kinds[key] = self._look_at(inputs, sequence)
-        return found
+        return found.as_it_lies()
 
     def _look_at(self, inputs: Tensor, sequence: bool) -> _Kind:
         few, more = (probe_rows(inputs, sequence, rows) for rows in PROBED_ROWS)
         with isolated(self.model):
             self.choose_mode(few, sequence)
         stepper = self.choose_stepper(few, more, sequence)
+        if not sequence:
+            stepper = with_stem(self, stepper, few, more)
         try:
             return _Kind(stepper, discover(self, stepper, few, more, sequence))
         except InputError as error:
@@ -341,7 +359,7 @@ class ModuleAdapter(Adapter):
                 for spot, cell in zip(state_map.spots, state_map.carried, strict=False)
             ]
             copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
-            watched = () if kind.stepper.takes_frames else state_map.watched
+            watched = state_map.watched if kind.stepper.starts_from_input else ()
             with self._lent(state_map, copies, started=False, watched=watched):
                 self.reset()
                 arguments = kind.stepper.start(inputs)

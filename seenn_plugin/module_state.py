@@ -159,6 +159,17 @@ def map_tensors(function: Any, value: Any) -> Any:
     return pytree.tree_map_only(Tensor, function, value)
 
 
+def random_state(inputs: Tensor) -> Tensor:
+    """The state of the random generators that a model draws from on ``inputs``."""
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(inputs.device)]) if inputs.is_cuda else state
+
+
+def to_float64(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A pre-hook for every module of a model that is to compute in float64 all over."""
+    return map_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
+
+
 def is_plain(value: Any) -> bool:
     """Whether a value is made of tensors, numbers, strings and containers alone."""
     return all(isinstance(leaf, _PLAIN) for leaf in leaves(value))

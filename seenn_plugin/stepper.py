@@ -54,6 +54,7 @@ class Stepper(ABC):
         timesteps: how many timesteps the model makes by itself; ``None`` if its caller says.
         one_at_a_time: whether several timesteps must be made by several calls of :meth:`advance`.
         takes_frames: whether a timestep needs its frame of the input; else all of the input is given at the start.
+        starts_from_input: whether the values before the first timestep are made of the input.
     """
 
     answer: str | None = None
@@ -61,6 +62,7 @@ class Stepper(ABC):
     timesteps: int | None = None
     one_at_a_time: bool = False
     takes_frames: bool = True
+    starts_from_input: bool = False
 
     @property
     @abstractmethod
@@ -91,6 +93,10 @@ class Stepper(ABC):
             few: a small batch to find out with.
         """
         return False
+
+    def as_it_lies(self) -> Stepper:
+        """What steps the model as it lies at this moment: this stepper, or one that carries only its first values."""
+        return self
 
     def explain(self) -> dict[str, str]:
         """Facts for :meth:`EarlyExitWrapper.explain`."""
