@@ -22,7 +22,7 @@ from .loop_stepper import find_loop_stepper
 from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, undo, write
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
-from .state_map import StateMap
+from .state_map import Place, StateMap
 from .stepper import CallStepper, Stepper
 
 
@@ -234,6 +234,15 @@ class ModuleAdapter(Adapter):
             "state": found.state_map.describe(),
             "fresh rows": not_refillable or "can join rows in flight",
         }
+
+    def forget(self) -> None:
+        """Look at the model again before it is next used: it was changed in a way that a fingerprint does not show."""
+        self._fingerprint = None
+
+    def places_of_state(self) -> list[Place]:
+        """The places that a timestep or a reset writes, in all kinds of rows that were looked at."""
+        maps = [kind.state_map for kind in self._kinds.values()]
+        return [place for m in maps for place in (*m.written, *(place for place, _, _ in m.unread))]
 
     # -- how ------------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from . import calibration as _calibration
 from . import engine, policy_training
-from .adapter import AdapterChoice, find_adapter
+from .adapter import Adapter, AdapterChoice, find_adapter
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
 from .engine.trace import advance_to, read_all
@@ -23,6 +24,7 @@ from .module_adapter import ModuleAdapter
 from .module_state import isolated, modules_of
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
 from .policies.combined import leaves, map_leaves, networks
+from .prepared import Options, Preparation
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
@@ -73,6 +75,17 @@ class EarlyExitWrapper(nn.Module):
         check: whether to check on the first rows that stepping gives the network's own answers.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
+        fold: fold batch normalisation into the convolution or linear layer before it, in a copy of the model.
+        channels_last: keep images channels-last in memory, in a copy of the model.
+        autocast: run a copy of the model under :class:`torch.autocast` with this dtype, ``torch.bfloat16`` or
+            ``torch.float16``; membrane potentials stay in float32.
+
+    ``fold``, ``channels_last`` and ``autocast`` change the arithmetic, so that a few rows may answer otherwise, by
+    rounding at a spike threshold. :meth:`explain` says how the copy agrees with the model on the first batch, and a poor
+    agreement warns. The copy takes the memory of one more model, is made anew when weights, settings or modules of the
+    model have changed, and calls the model's hooks. A write through ``weight.data`` may escape notice if it changes few
+    numbers of a large tensor; write under ``torch.no_grad()``. Answers of the copy have no gradient: :meth:`infer`
+    gives none while an option is on, and :meth:`trace` uses the model itself while gradients are on.
 
     Example:
         >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)  # doctest: +SKIP
@@ -93,6 +106,9 @@ class EarlyExitWrapper(nn.Module):
         chunk: int = 1,
         check: bool = True,
         full_run: bool = False,
+        fold: bool = False,
+        channels_last: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -115,6 +131,7 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        self._preparation = self._prepare(Options(fold, channels_last, autocast), full_run)
         if full_run:
             if not isinstance(self.adapter, ModuleAdapter):
                 raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
@@ -155,7 +172,7 @@ class EarlyExitWrapper(nn.Module):
         look = self._look(inputs)
         memory = self._start(inputs, look)
         return engine.infer(
-            self.adapter, look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
+            self._running(inputs, look), look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
         )
 
     def plan(self, x: Tensor) -> Any:
@@ -175,7 +192,8 @@ class EarlyExitWrapper(nn.Module):
             look = self._look_at(inputs, check=False)
             return look.no_logits.expand(look.timesteps, 0, -1)
         look = self._look(inputs)
-        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps, self.chunk)
+        adapter = self.adapter if torch.is_grad_enabled() else self._running(inputs, look)
+        return engine.trace(adapter, look.readout, inputs, self._is_sequence, look.timesteps, self.chunk)
 
     def calibrate(
         self,
@@ -270,7 +288,9 @@ class EarlyExitWrapper(nn.Module):
         """How this model is stepped: adapter, state, readout, policy, checks, and why it is refused if it is."""
         page = Explanation(type(self.model).__name__, self.adapter.name)
         try:
-            look = self._look(self._rows(x))
+            inputs = self._rows(x)
+            look = self._look(inputs)
+            options = self._describe_options(inputs, look)
         except SeennError as error:
             page.refused = str(error)
             page.facts |= self.adapter.explain()
@@ -286,6 +306,8 @@ class EarlyExitWrapper(nn.Module):
                 if self.adapter.saves
                 else "nothing: all timesteps are computed, and the exits are picked afterwards (full_run=True)"
             )
+            if options:
+                page.facts["options"] = options
             page.checks = [str(result) for result in look.checks] or ["none made"]
         return page
 
@@ -355,6 +377,39 @@ class EarlyExitWrapper(nn.Module):
             self.policy = settled
         # What was found holds for sequences of any length.
         return replace(look, timesteps=len(inputs)) if self._is_sequence else look
+
+    def _prepare(self, options: Options, full_run: bool) -> Preparation | None:
+        """What makes the copy with ``options``; ``None`` if all of them are off."""
+        if not options:
+            return None
+        if full_run:
+            raise InputError("fold, channels_last and autocast are not offered with full_run=True; leave one out.")
+        if not isinstance(self.adapter, ModuleAdapter):
+            raise AdapterError(
+                f"fold, channels_last and autocast are not offered by the adapter {self.adapter.name!r}; leave them "
+                "out."
+            )
+        return Preparation(self.adapter, options)
+
+    def _running(self, inputs: Tensor, look: _Look) -> Adapter:
+        """The adapter that answers: the model's, or that of its copy if options are on."""
+        if self._preparation is None:
+            return self.adapter
+        return self._preparation.adapter_for(
+            inputs, self._is_sequence, look.timesteps, self.chunk, look.readout, self.check
+        )
+
+    def _describe_options(self, inputs: Tensor, look: _Look) -> str:
+        """Which options are on, and how the copy agrees with the model; empty if none is."""
+        if self._preparation is None or not inputs.shape[1 if self._is_sequence else 0]:
+            return ""
+        found = self._preparation.adapter_for(
+            inputs, self._is_sequence, look.timesteps, self.chunk, look.readout, self.check
+        )
+        agreement = "not compared (check=False)"
+        if found.agreement is not None:
+            agreement = found.agreement.describe(self.policy)
+        return f"{', '.join(found.made)}; {agreement}"
 
     def _start(self, inputs: Tensor, look: _Look) -> Any:
         return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from seenn_plugin.layout import is_dense, same_layout
 from seenn_plugin.module_state import same
 
 _NEURONS: Final = "spikingjelly.activation_based.neuron"
@@ -81,7 +82,7 @@ class NeuronStep:
             return self.kind.forward(self.node, *arguments, **named)
         # The old state is left as it is: it belongs to the rows until the whole network has made its timestep.
         x, v = arguments[0], memories["v"]
-        if type(v) is Tensor and not _same_layout(x, v):  # rows that joined, or a layer that changed its mind
+        if type(v) is Tensor and not same_layout(x, v):  # rows that joined, or a layer that changed its mind
             v = torch.empty_like(x).copy_(v)
         spike, memories["v"] = self._step(x, v)
         return spike
@@ -89,7 +90,7 @@ class NeuronStep:
     def _fits(self, x: Any, v: Any) -> bool:
         if type(x) is not Tensor or x.dtype not in _DTYPES or x.device.type != "cpu" or x.ndim == 0:
             return False
-        if not _is_dense(x) or torch.is_grad_enabled() or self.attributes["_step_mode"] != "s":
+        if not is_dense(x) or torch.is_grad_enabled() or self.attributes["_step_mode"] != "s":
             return False
         if type(v) is not float and (
             type(v) is not Tensor or v.shape != x.shape or v.dtype != x.dtype or v.device != x.device
@@ -212,27 +213,6 @@ def _blocks(tensors: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
     if n <= size:
         return iter((tensors,))
     return zip(*(tensor.as_strided((n,), (1,)).split(size) for tensor in tensors), strict=True)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the numbers of ``tensor`` lie in memory without gaps or overlaps, in whatever order of dimensions."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(_layout(tensor)):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _same_layout(left: Tensor, right: Tensor) -> bool:
-    return left.stride() == right.stride() or _layout(left) == _layout(right)
-
-
-def _layout(tensor: Tensor) -> list[tuple[int, int]]:
-    """Strides and sizes, without the dimensions of size 1, whose stride means nothing."""
-    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
 def _is_equal(node: Any, step: Callable[..., Any] | None, dtype: torch.dtype) -> bool:

@@ -120,23 +120,6 @@ def test_equals_the_framework_bit_by_bit_in_every_dense_layout(node, layout, lay
     assert went_the_short_way(steps, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("shape", "strides", "dense"),
-    [
-        ((2, 3, 4), (12, 4, 1), True),
-        ((2, 3, 4), (12, 1, 3), True),
-        ((2, 3, 4), (1, 2, 6), True),
-        ((2, 1, 4), (4, 99, 1), True),
-        ((2, 3, 4), (24, 8, 2), False),
-        ((2, 3, 4), (0, 4, 1), False),
-        ((2, 3, 4), (13, 4, 1), False),
-        ((2, 3, 4), (4, 4, 1), False),
-    ],
-)
-def test_dense_means_without_gaps_and_overlaps(shape, strides, dense):
-    assert neuron_step._is_dense(torch.empty(100).as_strided(shape, strides)) is dense
-
-
 class MyLIF(neuron.LIFNode):
     """A neuron of the user's own."""
 
