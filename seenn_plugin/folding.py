@@ -86,7 +86,7 @@ def fold(model: nn.Module, run: Run) -> list[Pair]:
 def _neighbours(model: nn.Module, run: Run) -> list[tuple[nn.Module, nn.Module]]:
     """Layers and normalisations that are always called together: the one's output is the other's input."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and "forward" not in vars(m)]
-    layers = [m for m in model.modules() if isinstance(m, LAYERS) and "forward" not in vars(m)]
+    layers: list[nn.Module] = [m for m in model.modules() if isinstance(m, LAYERS) and "forward" not in vars(m)]
     made: dict[int, tuple[Tensor, int, nn.Module]] = {}  # what a layer made last, and its version then
     calls = dict.fromkeys(layers, 0)
     fed_by: dict[nn.Module, list[nn.Module | None]] = {}
@@ -124,9 +124,10 @@ def _make(layer: nn.Module, norm: Any) -> Pair | None:
     if weight is None or norm.training or norm.running_mean is None or norm.running_var is None:
         return None
     values = (weight, bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    w, b, mean, var, scale, shift = (None if v is None else v.detach().cpu().double() for v in values)
+    # Any: the functions below take what is None, whatever they say.
+    exact: list[Any] = [None if value is None else value.detach().cpu().double() for value in values]
+    w, b, mean, var, scale, shift = exact
     try:
-        assert w is not None and mean is not None and var is not None
         if isinstance(layer, nn.Linear):
             ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
             scale, shift = ones if scale is None else scale, zeros if shift is None else shift

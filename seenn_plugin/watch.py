@@ -34,7 +34,8 @@ class Watch:
         self._contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         held: dict[int, Tensor] = {}
         modules = [module for _, module in every_module(model)]
-        for store in (*(store for module in modules for store in _stores(module)), *map(vars, objects_of(modules))):
+        stores_of: list[Any] = [store for module in modules for store in _stores(module)]
+        for store in (*stores_of, *map(vars, objects_of(modules))):
             content = {}
             for key, value in self._content(store).items():
                 # The dictionaries of a module are stores of their own: here it is enough that they are the same.

@@ -81,10 +81,10 @@ class EarlyExitWrapper(nn.Module):
             ``torch.float16``; membrane potentials stay in float32.
 
     ``fold``, ``channels_last`` and ``autocast`` change the arithmetic, so that a few rows may answer otherwise, by
-    rounding at a spike threshold. :meth:`explain` says how the copy agrees with the model on the first batch, and a poor
-    agreement warns. The copy takes the memory of one more model, is made anew when weights, settings or modules of the
-    model have changed, and calls the model's hooks. A write through ``weight.data`` may escape notice if it changes few
-    numbers of a large tensor; write under ``torch.no_grad()``. Answers of the copy have no gradient: :meth:`infer`
+    rounding at a spike threshold. :meth:`explain` says how the copy agrees with the model on the first batch, and a
+    poor agreement warns. The copy takes the memory of one more model, is made anew when weights, settings or modules of
+    the model have changed, and calls the model's hooks. A write through ``weight.data`` may escape notice if it changes
+    few numbers of a large tensor; write under ``torch.no_grad()``. Answers of the copy have no gradient: :meth:`infer`
     gives none while an option is on, and :meth:`trace` uses the model itself while gradients are on.
 
     Example:
@@ -172,7 +172,14 @@ class EarlyExitWrapper(nn.Module):
         look = self._look(inputs)
         memory = self._start(inputs, look)
         return engine.infer(
-            self._running(inputs, look), look.readout, self.policy, memory, inputs, self._is_sequence, look.timesteps, self.chunk
+            self._running(inputs, look),
+            look.readout,
+            self.policy,
+            memory,
+            inputs,
+            self._is_sequence,
+            look.timesteps,
+            self.chunk,
         )
 
     def plan(self, x: Tensor) -> Any:

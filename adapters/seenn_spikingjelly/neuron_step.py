@@ -5,8 +5,9 @@ layer and allocates its result. On a CPU that takes as long as the convolutions 
 with the same roundings, are made block by block, so that a block stays in the cache from the first to the last.
 
 Neurons are taken only where this is known to be the same: exact types, no gradient, float tensors on the CPU that lie
-in memory without gaps (in any order of their dimensions: channels-last too), single steps. The first time that a neuron is met with its settings, both ways are compared, bit by bit, on made-up
-values. In every other case the framework's own code runs.
+in memory without gaps (in any order of their dimensions: channels-last too), single steps. The first time that a neuron
+is met with its settings, both ways are compared, bit by bit, on made-up values. In every other case the framework's own
+code runs.
 """
 
 from __future__ import annotations
