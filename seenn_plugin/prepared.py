@@ -187,6 +187,11 @@ class PreparedAdapter(Adapter):
     def explain(self) -> dict[str, str]:
         return self.twin.explain()
 
+    def describe(self, policy: Policy) -> str:
+        """What was done, and how the copy agrees with the model."""
+        agreement = "not compared (check=False)" if self.agreement is None else self.agreement.describe(policy)
+        return f"{', '.join(self.made)}; {agreement}"
+
     @contextmanager
     def _way(self, device: str) -> Iterator[None]:
         cast = nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)

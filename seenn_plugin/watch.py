@@ -35,7 +35,8 @@ class Watch:
         held: dict[int, Tensor] = {}
         modules = [module for _, module in every_module(model)]
         stores_of: list[Any] = [store for module in modules for store in _stores(module)]
-        for store in (*stores_of, *map(vars, objects_of(modules))):
+        stores_of += map(vars, objects_of(modules))
+        for store in stores_of:
             content = {}
             for key, value in self._content(store).items():
                 # The dictionaries of a module are stores of their own: here it is enough that they are the same.

@@ -24,7 +24,7 @@ from .module_adapter import ModuleAdapter
 from .module_state import isolated, modules_of
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
 from .policies.combined import leaves, map_leaves, networks
-from .prepared import Options, Preparation
+from .prepared import Options, Preparation, PreparedAdapter
 from .probing import check_rows
 from .readout import Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
@@ -408,15 +408,8 @@ class EarlyExitWrapper(nn.Module):
 
     def _describe_options(self, inputs: Tensor, look: _Look) -> str:
         """Which options are on, and how the copy agrees with the model; empty if none is."""
-        if self._preparation is None or not inputs.shape[1 if self._is_sequence else 0]:
-            return ""
-        found = self._preparation.adapter_for(
-            inputs, self._is_sequence, look.timesteps, self.chunk, look.readout, self.check
-        )
-        agreement = "not compared (check=False)"
-        if found.agreement is not None:
-            agreement = found.agreement.describe(self.policy)
-        return f"{', '.join(found.made)}; {agreement}"
+        adapter = self._running(inputs, look) if inputs.shape[1 if self._is_sequence else 0] else self.adapter
+        return adapter.describe(self.policy) if isinstance(adapter, PreparedAdapter) else ""
 
     def _start(self, inputs: Tensor, look: _Look) -> Any:
         return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)
