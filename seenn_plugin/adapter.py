@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AdapterError, InputError
+from .layout import select
 from .naming import unknown_name
 
 ENTRY_POINT_GROUP = "seenn_plugin.adapters"
@@ -75,7 +76,7 @@ class Rows:
         if self.sequence:
             self.where = index if self.where is None else self.where[index]
         else:
-            self.inputs = self.inputs.index_select(0, index)
+            self.inputs = select(self.inputs, 0, index)
 
     def place(self, index: Tensor, inputs: Tensor) -> None:
         """Put input and clock of fresh rows at the places ``index``; the memory is the adapter's to fill.

@@ -19,10 +19,10 @@ from .adapter import Adapter, Reference, Rows
 from .discovery import PROBED_ROWS, discover, left_over
 from .errors import InputError, ModelRefused
 from .loop_stepper import find_loop_stepper
-from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, undo, write
+from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, tensors, undo, write
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
-from .state_map import StateMap
+from .state_map import Place, StateMap
 from .stem import with_stem
 from .stepper import CallStepper, Stepper
 
@@ -234,6 +234,13 @@ class ModuleAdapter(Adapter):
             state = self._seen(kind.state_map, values, n) if own.keeps_state else None
         return Reference(own.outputs, own.timesteps, state)
 
+    def state(self, rows: Rows) -> dict[str, list[Tensor]]:
+        """The state of the rows, by name; what is carried only so as not to be computed again is none."""
+        memory: _Memory = rows.memory
+        derived = memory.kind.stepper.derived
+        pairs = zip(memory.state_map.spots, memory.values, strict=True)
+        return {spot.label: tensors(value) for spot, value in pairs if spot.label not in derived}
+
     @staticmethod
     def _seen(state_map: StateMap, values: list[Any], n: int) -> list[Tensor]:
         return [t for spot, v in zip(state_map.spots, values, strict=True) for t in spot.seen_by_rows(v, n)]
@@ -254,6 +261,15 @@ class ModuleAdapter(Adapter):
             "state": found.state_map.describe(),
             "fresh rows": not_refillable or "can join rows in flight",
         }
+
+    def forget(self) -> None:
+        """Look at the model again before it is next used: it was changed in a way that a fingerprint does not show."""
+        self._fingerprint = None
+
+    def places_of_state(self) -> list[Place]:
+        """The places that a timestep or a reset writes, in all kinds of rows that were looked at."""
+        maps = [kind.state_map for kind in self._kinds.values()]
+        return [place for m in maps for place in (*m.written, *(place for place, _, _ in m.unread))]
 
     # -- how ------------------------------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ class _Absent:
 
 ABSENT: Final = _Absent()
 _PLAIN = (Tensor, int, float, bool, str, type(None), _Absent, range, slice, torch.dtype, torch.device)
-_OCCUPIED: Final = "_seenn_occupied_by"
-_MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"_buffers"}) | {_OCCUPIED}
+OCCUPIED: Final = "_seenn_occupied_by"
+MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"_buffers"}) | {OCCUPIED}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def every_module(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         met.add(id(module))
         yield name, module
         for key, value in vars(module).items():
-            if key not in _MODULE_INTERNALS and key != "_buffers" and isinstance(value, list | tuple | dict):
+            if key not in MODULE_INTERNALS and key != "_buffers" and isinstance(value, list | tuple | dict):
                 waiting += [(f"{name}.{key}", leaf) for leaf in leaves(value) if isinstance(leaf, nn.Module)]
 
 
@@ -106,7 +106,7 @@ def stores(module: nn.Module) -> Iterator[dict[Any, Any]]:
     """The dictionaries of one module that may hold state: its attributes, its buffers, dictionary attributes."""
     attributes = vars(module)
     yield attributes
-    yield from (value for key, value in attributes.items() if key not in _MODULE_INTERNALS and type(value) is dict)
+    yield from (value for key, value in attributes.items() if key not in MODULE_INTERNALS and type(value) is dict)
 
 
 def cells(model: nn.Module, registers: Sequence[str]) -> list[Cell]:
@@ -122,7 +122,7 @@ def cells(model: nn.Module, registers: Sequence[str]) -> list[Cell]:
         paths = [((), attributes), *(((name,), attributes[name]) for name in registers if name in attributes)]
         for path, store in paths:
             for key, value in store.items():
-                internal = path == () and (key in _MODULE_INTERNALS or key in registers)
+                internal = path == () and (key in MODULE_INTERNALS or key in registers)
                 if not internal and not any(isinstance(leaf, nn.Parameter | nn.Module) for leaf in leaves(value)):
                     found.append(Cell(f"{prefix}.{key}" if prefix else str(key), module, path, key))
     return found
@@ -241,7 +241,7 @@ def occupied(model: nn.Module) -> Iterator[None]:
         RuntimeError: another thread holds the model; each would run on the state of the other's rows.
     """
     attributes, mark = vars(model), (get_ident(),)
-    holder = attributes.setdefault(_OCCUPIED, mark)  # atomic
+    holder = attributes.setdefault(OCCUPIED, mark)  # atomic
     if holder != mark:
         raise RuntimeError(
             f"this {type(model).__name__} is being advanced by another thread; give each thread a copy of the model, "
@@ -251,7 +251,7 @@ def occupied(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         if holder is mark:  # the outermost of this thread's holds
-            del attributes[_OCCUPIED]
+            del attributes[OCCUPIED]
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
         modules = [module for _, module in every_module(model)]
         saved = [(store, dict(store)) for module in modules for store in stores(module)]
         parameters = [(module._parameters, dict(module._parameters)) for module in modules]
-        objects = [(vars(held), dict(vars(held))) for held in _objects(modules)]
+        objects = [(vars(held), dict(vars(held))) for held in objects_of(modules)]
         copies: dict[int, Tensor] = {}
 
         def copy(tensor: Tensor) -> Tensor:  # tensors that two cells share stay shared
@@ -278,7 +278,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
             with torch.random.fork_rng(list(devices)), torch.inference_mode(False), torch.no_grad():
                 for store, content in saved:
                     for key, value in content.items():
-                        if key not in _MODULE_INTERNALS and type(value) is not dict:
+                        if key not in MODULE_INTERNALS and type(value) is not dict:
                             store[key] = map_tensors(copy, value)
                 yield
         finally:
@@ -289,11 +289,11 @@ def isolated(model: nn.Module) -> Iterator[None]:
                 undo(attributes, content)
 
 
-def _objects(modules: Sequence[nn.Module]) -> Iterator[Any]:
+def objects_of(modules: Sequence[nn.Module]) -> Iterator[Any]:
     """Instances of other classes that modules hold in their attributes, and that may hold state themselves."""
     for module in modules:
         for key, value in vars(module).items():
-            if key not in _MODULE_INTERNALS and not isinstance(value, _PLAIN):
+            if key not in MODULE_INTERNALS and not isinstance(value, _PLAIN):
                 for leaf in leaves(value):
                     if not isinstance(leaf, (*_PLAIN, nn.Module, type)) and hasattr(leaf, "__dict__"):
                         yield leaf

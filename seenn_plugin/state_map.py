@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .layout import select
 from .module_state import Cell, leaves
 
 Place = tuple[dict[Any, Any], Any]
@@ -63,11 +64,11 @@ class Spot:
         if self.row_dim is None and not self.counts:
             return value
         if isinstance(value, Tensor):
-            return value.index_select(self.row_dim or 0, index) if self._has_rows(value) else value
+            return select(value, self.row_dim or 0, index) if self._has_rows(value) else value
         parts, spec = pytree.tree_flatten(value)
         for i, part in enumerate(parts):
             if self._has_rows(part):
-                parts[i] = part.index_select(self.row_dim or 0, index)
+                parts[i] = select(part, self.row_dim or 0, index)
             elif i in self.counts:
                 parts[i] = index.numel()
         return pytree.tree_unflatten(parts, spec)

@@ -144,12 +144,13 @@ class StemStepper(_Around):
         super().__init__(inner)
         self.layers, self.entered, self.in_chunks = tuple(layers), tuple(entered), in_chunks
         self._carried = [layer for layer in layers if layer.is_read]
+        self.derived = tuple(f"stem {layer.name}" for layer in self._carried)
         self._given = {-1 - layer.source for layer in layers if layer.source < 0}
         self._modes = self._modes_now()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.inner.names, *(f"stem {layer.name}" for layer in self._carried))
+        return (*self.inner.names, *self.derived)
 
     def as_it_lies(self) -> Stepper:
         unseen = all(map(_is_untouched, self.entered)) and not _global_hooks()

@@ -54,6 +54,7 @@ class Stepper(ABC):
         timesteps: how many timesteps the model makes by itself; ``None`` if its caller says.
         one_at_a_time: whether several timesteps must be made by several calls of :meth:`advance`.
         takes_frames: whether a timestep needs its frame of the input; else all of the input is given at the start.
+        derived: those of ``names`` that are no state, but carried so as not to be computed again.
         starts_from_input: whether the values before the first timestep are made of the input.
     """
 
@@ -62,6 +63,7 @@ class Stepper(ABC):
     timesteps: int | None = None
     one_at_a_time: bool = False
     takes_frames: bool = True
+    derived: tuple[str, ...] = ()
     starts_from_input: bool = False
 
     @property

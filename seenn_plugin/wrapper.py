@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import calibration as _calibration
 from . import engine, policy_training
-from .adapter import AdapterChoice, find_adapter
+from .adapter import Adapter, AdapterChoice, find_adapter
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
 from .engine.trace import advance_to, read_all
@@ -24,6 +24,7 @@ from .module_adapter import ModuleAdapter
 from .module_state import isolated, map_tensors, modules_of
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy, start_rows
 from .policies.combined import leaves, map_leaves, networks
+from .prepared import Options, Preparation, PreparedAdapter
 from .probing import check_rows
 from .readout import Outputs, Readout, ReadoutChoice, choose_readout, make_readout, spike_lead
 from .time_loop import has_loop
@@ -85,6 +86,17 @@ class EarlyExitWrapper(nn.Module):
         check: whether to check on the first rows that stepping gives the network's own answers.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
+        fold: fold batch normalisation into the convolution or linear layer before it, in a copy of the model.
+        channels_last: keep images channels-last in memory, in a copy of the model.
+        autocast: run a copy of the model under :class:`torch.autocast` with this dtype, ``torch.bfloat16`` or
+            ``torch.float16``; membrane potentials stay in float32.
+
+    ``fold``, ``channels_last`` and ``autocast`` change the arithmetic, so that a few rows may answer otherwise, by
+    rounding at a spike threshold. :meth:`explain` says how the copy agrees with the model on the first batch, and a
+    poor agreement warns. The copy takes the memory of one more model, is made anew when weights, settings or modules of
+    the model have changed, and calls the model's hooks. A write through ``weight.data`` may escape notice if it changes
+    few numbers of a large tensor; write under ``torch.no_grad()``. Answers of the copy have no gradient: :meth:`infer`
+    gives none while an option is on, and :meth:`trace` uses the model itself while gradients are on.
 
     Example:
         >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)  # doctest: +SKIP
@@ -107,6 +119,9 @@ class EarlyExitWrapper(nn.Module):
         check_every: int = 1,
         check: bool = True,
         full_run: bool = False,
+        fold: bool = False,
+        channels_last: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -132,6 +147,7 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        self._preparation = self._prepare(Options(fold, channels_last, autocast), full_run)
         if full_run:
             if not isinstance(self.adapter, ModuleAdapter):
                 raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
@@ -174,7 +190,7 @@ class EarlyExitWrapper(nn.Module):
         memory = self._start(inputs, look)
         # Rows that join others would tie the gradients of all of them together.
         slots = n if torch.is_grad_enabled() else self._slots
-        way = self._way(look)
+        way = self._way(look, inputs)
         refill = n > slots and not self._why_not_refillable(way, look, inputs, memory)
         return engine.infer(way, memory, inputs, slots, refill)
 
@@ -204,13 +220,14 @@ class EarlyExitWrapper(nn.Module):
             raise InputError(f"stream() takes an iterable of samples, not a {type(samples).__name__}.")
 
         def prepare(first: Tensor) -> tuple[engine.Way, bool, engine.Start]:
-            look = self._look(self._rows(first, time_dim=0))
-            way = self._way(look)
+            inputs = self._rows(first, time_dim=0)
+            look = self._look(inputs)
+            way = self._way(look, inputs)
 
             def start(rows: Tensor) -> Any:
                 return self._start(self._rows(rows, time_dim=0), look)
 
-            return way, not self._why_not_refillable(way, look, first, start(first)), start
+            return way, not self._why_not_refillable(way, look, inputs, start(inputs)), start
 
         return engine.Stream(samples, slots or self._slots, ordered, self._row_dim, prepare)
 
@@ -231,7 +248,8 @@ class EarlyExitWrapper(nn.Module):
             look = self._look_at(inputs, check=False)
             return look.no_logits.expand(look.timesteps, 0, -1)
         look = self._look(inputs)
-        return engine.trace(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps, look.chunk)
+        adapter = self.adapter if torch.is_grad_enabled() else self._running(inputs, look)
+        return engine.trace(adapter, look.readout, inputs, self._is_sequence, look.timesteps, look.chunk)
 
     def calibrate(
         self,
@@ -326,7 +344,9 @@ class EarlyExitWrapper(nn.Module):
         """How this model is stepped: adapter, state, readout, policy, checks, and why it is refused if it is."""
         page = Explanation(type(self.model).__name__, self.adapter.name)
         try:
-            look = self._look(self._rows(x))
+            inputs = self._rows(x)
+            look = self._look(inputs)
+            options = self._describe_options(inputs, look)
         except SeennError as error:
             page.refused = str(error)
             page.facts |= self.adapter.explain()
@@ -342,7 +362,9 @@ class EarlyExitWrapper(nn.Module):
                 if self.adapter.saves
                 else "nothing: all timesteps are computed, and the exits are picked afterwards (full_run=True)"
             )
-            page.facts["slots"] = self._explain_slots(self._rows(x), look)
+            page.facts["slots"] = self._explain_slots(inputs, look)
+            if options:
+                page.facts["options"] = options
             page.checks = [str(result) for result in look.checks] or ["none made"]
         return page
 
@@ -394,9 +416,9 @@ class EarlyExitWrapper(nn.Module):
         self.adapter.timesteps, self.adapter.time_dim = self.timesteps, self.time_dim
         return as_rows(x, self.model, self.input, self.time_dim if time_dim is None else time_dim, self.timesteps)
 
-    def _way(self, look: _Look) -> engine.Way:
+    def _way(self, look: _Look, inputs: Tensor) -> engine.Way:
         return engine.Way(
-            self.adapter,
+            self._running(inputs, look),
             look.readout,
             self.policy,
             self._is_sequence,
@@ -407,8 +429,8 @@ class EarlyExitWrapper(nn.Module):
 
     def _why_not_refillable(self, way: engine.Way, look: _Look, inputs: Tensor, memory: Any) -> str:
         """Why fresh rows cannot take the places of those that have answered; empty if they can."""
-        one = self.adapter.begin(inputs.narrow(self._row_dim, 0, 1), self._is_sequence)
-        reason = self.adapter.why_not_refillable(one)
+        one = way.adapter.begin(inputs.narrow(self._row_dim, 0, 1), self._is_sequence)
+        reason = way.adapter.why_not_refillable(one)
         if reason:
             return reason
         try:
@@ -420,7 +442,11 @@ class EarlyExitWrapper(nn.Module):
     def _explain_slots(self, inputs: Tensor, look: _Look) -> str:
         if inputs.shape[self._row_dim] == 0:
             return str(self._slots)
-        reason = self._why_not_refillable(self._way(look), look, inputs, self._start(inputs, look))
+        try:
+            memory = self._start(inputs, look)
+        except PolicyError as error:  # it has no answer yet: a network that was not fitted
+            return f"{self._slots} rows in flight, once the policy answers: {error}"
+        reason = self._why_not_refillable(self._way(look, inputs), look, inputs, memory)
         more = f"run in lots, because {reason}" if reason else "taking the places of those that have answered"
         return f"{self._slots} rows in flight; more rows are {more}"
 
@@ -453,6 +479,32 @@ class EarlyExitWrapper(nn.Module):
             self.policy = settled
         # What was found holds for sequences of any length.
         return replace(look, timesteps=len(inputs)) if self._is_sequence else look
+
+    def _prepare(self, options: Options, full_run: bool) -> Preparation | None:
+        """What makes the copy with ``options``; ``None`` if all of them are off."""
+        if not options:
+            return None
+        if full_run:
+            raise InputError("fold, channels_last and autocast are not offered with full_run=True; leave one out.")
+        if not isinstance(self.adapter, ModuleAdapter):
+            raise AdapterError(
+                f"fold, channels_last and autocast are not offered by the adapter {self.adapter.name!r}; leave them "
+                "out."
+            )
+        return Preparation(self.adapter, options)
+
+    def _running(self, inputs: Tensor, look: _Look) -> Adapter:
+        """The adapter that answers: the model's, or that of its copy if options are on."""
+        if self._preparation is None:
+            return self.adapter
+        return self._preparation.adapter_for(
+            inputs, self._is_sequence, look.timesteps, look.chunk, look.readout, self.check
+        )
+
+    def _describe_options(self, inputs: Tensor, look: _Look) -> str:
+        """Which options are on, and how the copy agrees with the model; empty if none is."""
+        adapter = self._running(inputs, look) if inputs.shape[1 if self._is_sequence else 0] else self.adapter
+        return adapter.describe(self.policy) if isinstance(adapter, PreparedAdapter) else ""
 
     def _start(self, inputs: Tensor, look: _Look) -> Any:
         return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)
@@ -490,7 +542,7 @@ class EarlyExitWrapper(nn.Module):
         some = inputs.narrow(self._row_dim, 0, min(self._slots, inputs.shape[self._row_dim]))
         policy = self.policy.settle(look.classes, look.lead)
         memory = start_rows(policy, some, self._is_sequence, look.timesteps, look.classes)
-        chunk, seconds = engine.fastest_chunk(replace(self._way(look), policy=policy), memory, some)
+        chunk, seconds = engine.fastest_chunk(replace(self._way(look, some), policy=policy), memory, some)
         if check and chunk > 1:
             run_checks(self.adapter, rows, self._is_sequence, look.timesteps, chunk)
         n = some.shape[self._row_dim]

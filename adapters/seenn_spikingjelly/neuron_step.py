@@ -4,9 +4,10 @@ The framework writes charge, fire and reset as a dozen tensor operations, each o
 layer and allocates its result. On a CPU that takes as long as the convolutions in between. Here the same operations,
 with the same roundings, are made block by block, so that a block stays in the cache from the first to the last.
 
-Neurons are taken only where this is known to be the same: exact types, no gradient, contiguous float tensors on the
-CPU, single steps. The first time that a neuron is met with its settings, both ways are compared, bit by bit, on made-up
-values. In every other case the framework's own code runs.
+Neurons are taken only where this is known to be the same: exact types, no gradient, float tensors on the CPU that lie
+in memory without gaps (in any order of their dimensions: channels-last too), single steps. The first time that a neuron
+is met with its settings, both ways are compared, bit by bit, on made-up values. In every other case the framework's own
+code runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from seenn_plugin.layout import is_dense, same_layout
 from seenn_plugin.module_state import same
 
 _NEURONS: Final = "spikingjelly.activation_based.neuron"
@@ -80,20 +82,19 @@ class NeuronStep:
         if named or len(arguments) != 1 or self._step is None or not self._fits(arguments[0], memories["v"]):
             return self.kind.forward(self.node, *arguments, **named)
         # The old state is left as it is: it belongs to the rows until the whole network has made its timestep.
-        spike, memories["v"] = self._step(arguments[0], memories["v"])
+        x, v = arguments[0], memories["v"]
+        if type(v) is Tensor and not same_layout(x, v):  # rows that joined, or a layer that changed its mind
+            v = torch.empty_like(x).copy_(v)
+        spike, memories["v"] = self._step(x, v)
         return spike
 
     def _fits(self, x: Any, v: Any) -> bool:
         if type(x) is not Tensor or x.dtype not in _DTYPES or x.device.type != "cpu" or x.ndim == 0:
             return False
-        if not x.is_contiguous() or torch.is_grad_enabled() or self.attributes["_step_mode"] != "s":
+        if not is_dense(x) or torch.is_grad_enabled() or self.attributes["_step_mode"] != "s":
             return False
         if type(v) is not float and (
-            type(v) is not Tensor
-            or v.shape != x.shape
-            or v.dtype != x.dtype
-            or v.device != x.device
-            or not v.is_contiguous()
+            type(v) is not Tensor or v.shape != x.shape or v.dtype != x.dtype or v.device != x.device
         ):
             return False
         if x.dtype not in self._is_equal:
@@ -123,7 +124,7 @@ def _settings(node: Any) -> Settings | None:
 
 
 class _Step:
-    """The arithmetic of one neuron: :math:`x, v \\mapsto s, v'`, tensors of one shape.
+    """The arithmetic of one neuron: :math:`x, v \\mapsto s, v'`, tensors of one shape and one layout.
 
     Operations are the framework's, in its order of rounding. Two are merged into one where the first is exact, so that
     it makes no difference whether the processor rounds in between.
@@ -208,9 +209,11 @@ class _Step:
 
 
 def _blocks(tensors: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
-    if tensors[0].numel() <= size:
+    """Tensors of one layout in blocks of ``size`` numbers, in the order in which they lie in memory."""
+    n = tensors[0].numel()
+    if n <= size:
         return iter((tensors,))
-    return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    return zip(*(tensor.as_strided((n,), (1,)).split(size) for tensor in tensors), strict=True)
 
 
 def _is_equal(node: Any, step: Callable[..., Any] | None, dtype: torch.dtype) -> bool:

@@ -1,0 +1,87 @@
+"""Has a model changed since something was made of it? Asked at every call, so it has to be cheap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from .layout import is_dense
+from .module_state import MODULE_INTERNALS, OCCUPIED, every_module, map_tensors, objects_of, same, stores, tensors
+from .state_map import Place
+
+_SAMPLE: Final = 64
+
+
+class Watch:
+    """Remembers everything in a model that is not its state: weights, buffers, settings, modules.
+
+    Tensors are told by their identity, their address and their version counter, which every optimiser, ``.to()`` and
+    ``load_state_dict`` moves. A write through ``tensor.data`` moves none of these: it is seen if it touches one of a
+    few numbers, spread over the tensor, that are kept and compared.
+
+    Args:
+        model: the model. Its hooks are not watched.
+        state: places that hold state, and may change.
+    """
+
+    def __init__(self, model: nn.Module, state: Sequence[Place]) -> None:
+        self._skipped: dict[int, set[Any]] = {}
+        for store, key in (*state, (vars(model), OCCUPIED)):
+            self._skipped.setdefault(id(store), set()).add(key)
+        self._contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        held: dict[int, Tensor] = {}
+        modules = [module for _, module in every_module(model)]
+        stores_of: list[Any] = [store for module in modules for store in _stores(module)]
+        stores_of += map(vars, objects_of(modules))
+        for store in stores_of:
+            content = {}
+            for key, value in self._content(store).items():
+                # The dictionaries of a module are stores of their own: here it is enough that they are the same.
+                own = key in MODULE_INTERNALS or type(value) is dict
+                content[key] = value if own else map_tensors(_itself, value)
+                held |= {} if own else {id(tensor): tensor for tensor in tensors(value)}
+            self._contents.append((store, content))
+        self._tensors = [(tensor, *_mark(tensor)) for tensor in held.values()]
+        self._samples = _samples([tensor for tensor in held.values() if not tensor.is_meta and is_dense(tensor)])
+        self._values = [torch.cat(sample) for sample in self._samples]
+
+    def changed(self) -> bool:
+        """Whether anything is not as it was."""
+        try:
+            if any(self._content(store) != content for store, content in self._contents):
+                return True
+        except Exception:  # two different tensors do not compare to a bool
+            return True
+        if any(_mark(tensor) != (version, address) for tensor, version, address in self._tensors):
+            return True
+        return not same([torch.cat(sample) for sample in self._samples], self._values)
+
+    def _content(self, store: dict[Any, Any]) -> dict[Any, Any]:
+        skipped = self._skipped.get(id(store))
+        return store if skipped is None else {key: value for key, value in store.items() if key not in skipped}
+
+
+def _stores(module: nn.Module) -> Iterator[dict[Any, Any]]:
+    yield from stores(module)
+    yield from (module._parameters, module._modules)
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    return (0 if tensor.is_inference() else tensor._version), tensor.data_ptr()
+
+
+def _samples(held: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Views of a few numbers of each tensor, spread over it; one list for each device and dtype."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in held:
+        n = min(tensor.numel(), _SAMPLE)
+        view = tensor.detach().as_strided((n,), (max(1, tensor.numel() // _SAMPLE),))
+        groups.setdefault((tensor.device, tensor.dtype), []).append(view)
+    return list(groups.values())
+
+
+def _itself(value: Any) -> Any:
+    return value
