@@ -243,6 +243,11 @@ def occupied(model: nn.Module) -> Iterator[None]:
             del attributes[_OCCUPIED]
 
 
+def is_occupied(model: nn.Module) -> bool:
+    """Whether somebody holds ``model``: what lies in it may be copies, or state of other rows."""
+    return _OCCUPIED in vars(model)
+
+
 @contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """Let anything happen to the state of ``model`` and to the random generators, and undo it afterwards.

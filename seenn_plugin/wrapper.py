@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import calibration as _calibration
 from . import engine, policy_training
 from .adapter import AdapterChoice, find_adapter
+from .captured_step import CaptureSettings
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
 from .engine.trace import advance_to, read_all
@@ -71,6 +72,11 @@ class EarlyExitWrapper(nn.Module):
             ``"auto"`` to choose by looking at the outputs.
         chunk: timesteps computed at a time, for frameworks with fused multi-step kernels.
         check: whether to check on the first rows that stepping gives the network's own answers.
+        compile: compile single timesteps with ``torch.compile``'s compiler: for 64, 16, 4 and 1 rows, or for the numbers
+            given, such as ``(64, 1)``. Each is compiled when it is first needed, which may take a minute, compared with
+            the model's own step, and compiled anew when the weights have changed; other numbers of rows, and runs with
+            gradients, take the model's own step. What cannot be compiled warns once and runs as it is.
+        cuda_graphs: replay single timesteps of such numbers of rows as CUDA graphs; may be combined with ``compile``.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
 
@@ -92,6 +98,8 @@ class EarlyExitWrapper(nn.Module):
         readout: ReadoutChoice = "auto",
         chunk: int = 1,
         check: bool = True,
+        compile: bool | Sequence[int] = False,
+        cuda_graphs: bool = False,
         full_run: bool = False,
     ) -> None:
         super().__init__()
@@ -115,6 +123,12 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        self.capture = CaptureSettings.of(compile, cuda_graphs)
+        if self.capture is not None and (full_run or not isinstance(self.adapter, ModuleAdapter)):
+            what = "full_run=True" if full_run else f"the adapter {self.adapter.name!r}"
+            raise AdapterError(
+                f"compile= and cuda_graphs= are not offered with {what}, which makes no single timesteps."
+            )
         if full_run:
             if not isinstance(self.adapter, ModuleAdapter):
                 raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
@@ -324,6 +338,7 @@ class EarlyExitWrapper(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         # The adapter may be shared with another wrapper, whose caller says other things of time.
         self.adapter.timesteps, self.adapter.time_dim = self.timesteps, self.time_dim
+        self.adapter.capture = self.capture
         return as_rows(x, self.model, self.input, self.time_dim, self.timesteps)
 
     def _look(self, inputs: Tensor) -> _Look:

@@ -93,7 +93,7 @@ def infer(
         )
     if not adapter.saves:
         steps_executed = timesteps * inputs.shape[1 if sequence else 0]
-    return _in_order(exits, steps_executed)
+    return _in_order(exits, steps_executed + rows.padded)
 
 
 def no_rows(no_logits: Tensor) -> ExitResult:
