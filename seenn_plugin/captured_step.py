@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
@@ -37,6 +37,8 @@ DEFAULT_SLOTS: Final = 64
 _FEWER: Final = 4  # each row count is this part of the one before
 _PADDING: Final = {"cuda": 2.0}  # as many rows computed as there are, at most: there launches cost more than rows
 _PADDING_ELSEWHERE: Final = 1.25
+
+_NOT_CAPTURED: Final = "not captured, and run as they are"
 
 Outputs = tuple[Tensor, ...]
 
@@ -92,7 +94,7 @@ class CapturedSteps:
         self._steps: dict[Any, _CapturedStep] = {}
         self._baked: Baked | None = None
         self._refused = ""  # why nothing is captured any more
-        self._said: set[str] = set()
+        self._said: list[str] = []
 
     def advance(self, adapter: ModuleAdapter, rows: Rows, frames: Tensor | None) -> Outputs | None:
         """One timestep of ``rows``, captured; ``None`` if the model is to make it, and nothing has happened.
@@ -107,10 +109,15 @@ class CapturedSteps:
         size = settings.rows_for(len(rows), device)
         if size is None:
             return None
-        why_not = _why_not(adapter, kind, settings, device)
+        why_not = _why_not(adapter, kind)
         if why_not:
-            self._say(adapter, why_not)
+            self._say(adapter, f"{_NOT_CAPTURED}: {why_not}")
             return None
+        if settings.recorder is not None and (why_not := settings.recorder.why_not(device)):
+            self._say(adapter, f"not replayed as CUDA graphs: {why_not}")
+            if not settings.compile:
+                return None
+            settings = replace(settings, recorder=None)
         self._forget_if_stale(adapter, at_start=rows.now == 0)
         key = (size, settings.compile, settings.recorder, *_modes(device))
         try:
@@ -124,7 +131,7 @@ class CapturedSteps:
             message = str(error).strip().split("\n")[0]
             self._refused = message if isinstance(error, Disagrees | Misfit) else f"{type(error).__name__}: {message}"
             self._steps = {}
-            self._say(adapter, self._refused)
+            self._say(adapter, f"{_NOT_CAPTURED}: {self._refused}")
             return None
 
     def describe(self, settings: CaptureSettings) -> str:
@@ -136,16 +143,13 @@ class CapturedSteps:
         if self._refused:
             return f"none, though asked for: {self._refused}"
         made = [f"{step.rows} rows: {step.agreement}" for step in self._steps.values()]
-        return "; ".join([text, *made, *(f"not always: {reason}" for reason in sorted(self._said))])
+        return "; ".join([text, *made, *self._said])
 
-    def _say(self, adapter: ModuleAdapter, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            warnings.warn(
-                f"the timesteps of {type(adapter.model).__name__} are not captured, and run as they are: {reason}.",
-                RuntimeWarning,
-                stacklevel=7,
-            )
+    def _say(self, adapter: ModuleAdapter, what: str) -> None:
+        if what not in self._said:
+            self._said.append(what)
+            name = type(adapter.model).__name__
+            warnings.warn(f"the timesteps of {name} are {what}.", RuntimeWarning, stacklevel=7)
 
     def _forget_if_stale(self, adapter: ModuleAdapter, at_start: bool) -> None:
         if self._baked is not None and self._baked.is_stale(at_start):
@@ -153,13 +157,13 @@ class CapturedSteps:
             logger.info("%s has changed: its captured steps are dropped", type(adapter.model).__name__)
 
 
-def _why_not(adapter: ModuleAdapter, kind: _Kind, settings: CaptureSettings, device: torch.device) -> str:
+def _why_not(adapter: ModuleAdapter, kind: _Kind) -> str:
     """Why rows of a kind cannot be captured at all; empty if they may."""
     if kind.state_map.not_refillable:
         return f"its rows need more than tensors of their own ({kind.state_map.not_refillable})"
     if is_watched(adapter.modules):
         return "it has forward hooks, which would not be called"
-    return settings.recorder.why_not(device) if settings.recorder is not None else ""
+    return ""
 
 
 # -- capturing --------------------------------------------------------------------------------------------------------

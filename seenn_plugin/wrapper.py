@@ -72,10 +72,10 @@ class EarlyExitWrapper(nn.Module):
             ``"auto"`` to choose by looking at the outputs.
         chunk: timesteps computed at a time, for frameworks with fused multi-step kernels.
         check: whether to check on the first rows that stepping gives the network's own answers.
-        compile: compile single timesteps with ``torch.compile``'s compiler: for 64, 16, 4 and 1 rows, or for the numbers
-            given, such as ``(64, 1)``. Each is compiled when it is first needed, which may take a minute, compared with
-            the model's own step, and compiled anew when the weights have changed; other numbers of rows, and runs with
-            gradients, take the model's own step. What cannot be compiled warns once and runs as it is.
+        compile: compile single timesteps with ``torch.compile``'s compiler, for 64, 16, 4 and 1 rows, or for the
+            numbers given, such as ``(64, 1)``. Each is compiled when it is first needed, which may take a minute,
+            compared with the model's own step, and compiled anew when the weights have changed; other numbers of rows,
+            and runs with gradients, take the model's own step. What cannot be compiled warns once and runs as it is.
         cuda_graphs: replay single timesteps of such numbers of rows as CUDA graphs; may be combined with ``compile``.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
@@ -126,9 +126,7 @@ class EarlyExitWrapper(nn.Module):
         self.capture = CaptureSettings.of(compile, cuda_graphs)
         if self.capture is not None and (full_run or not isinstance(self.adapter, ModuleAdapter)):
             what = "full_run=True" if full_run else f"the adapter {self.adapter.name!r}"
-            raise AdapterError(
-                f"compile= and cuda_graphs= are not offered with {what}, which makes no single timesteps."
-            )
+            raise AdapterError(f"compile= and cuda_graphs= capture single timesteps, which {what} does not offer.")
         if full_run:
             if not isinstance(self.adapter, ModuleAdapter):
                 raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
