@@ -143,7 +143,7 @@ class CapturedSteps:
         if self._refused:
             return f"none, though asked for: {self._refused}"
         made = [f"{step.rows} rows: {step.agreement}" for step in self._steps.values()]
-        return "; ".join([text, *made, *self._said])
+        return "; ".join([text, *made, *(f"at times {what}" for what in self._said)])
 
     def _say(self, adapter: ModuleAdapter, what: str) -> None:
         if what not in self._said:
@@ -365,11 +365,10 @@ class Like:
 
     def lay_out(self, tensor: Tensor) -> Tensor:
         """``tensor``, in memory as the one that was captured."""
-        return (
-            tensor
-            if tensor.stride() == self.stride
-            else tensor.new_empty_strided(self.shape, self.stride).copy_(tensor)
-        )
+        own = tensor.stride()
+        if own == self.stride or all(a == b or n == 1 for a, b, n in zip(own, self.stride, self.shape, strict=True)):
+            return tensor
+        return tensor.new_empty_strided(self.shape, self.stride).copy_(tensor)
 
     def empty(self) -> Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)

@@ -34,8 +34,8 @@ class Recorder(ABC):
         """Why work on ``device`` cannot be recorded; empty if it can."""
 
     @abstractmethod
-    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Do ``work`` a few times, and record it.
+    def record(self, work: Callable[[], list[Tensor]], device: torch.device) -> tuple[list[Tensor], Callable[[], None]]:
+        """Do ``work`` a few times on ``device``, and record it.
 
         Returns:
             The tensors that it returned, and a function that does it again, into the same tensors.
@@ -48,16 +48,17 @@ class CudaRecorder(Recorder):
     def why_not(self, device: torch.device) -> str:
         return "" if device.type == "cuda" else f"CUDA graphs need rows on a CUDA device, and these are on {device}"
 
-    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):  # libraries choose algorithms and allocate workspaces in their first calls
-            for _ in range(_WARM_UP):
-                work()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            made = work()
+    def record(self, work: Callable[[], list[Tensor]], device: torch.device) -> tuple[list[Tensor], Callable[[], None]]:
+        with torch.cuda.device(device):
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):  # libraries choose algorithms and allocate workspaces in their first calls
+                for _ in range(_WARM_UP):
+                    work()
+            current.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                made = work()
         return made, graph.replay
 
 
@@ -87,7 +88,7 @@ class GraphStep:
                     buffer.copy_(new)
             return made[:cut]
 
-        self._outputs, self._replay = recorder.record(work)
+        self._outputs, self._replay = recorder.record(work, state[0].device)
 
     def __call__(
         self, frames: Sequence[Tensor], state: Sequence[Tensor], holder: Holder

@@ -240,7 +240,7 @@ class ModuleAdapter(Adapter):
     def inspect(self, rows: Rows) -> list[Tensor]:
         memory: _Memory = rows.memory
         seen = self._seen(memory.state_map, memory.values, len(rows))
-        return seen if self.capture is None else [tensor.clone() for tensor in seen]  # a graph writes its memory anew
+        return [tensor.clone() for tensor in seen]  # a captured step may write its memory anew
 
     def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> Reference:
         kind, n = self._kind(inputs, sequence), inputs.shape[1 if sequence else 0]

@@ -38,7 +38,7 @@ class FakeRecorder(Recorder):
     def why_not(self, device: torch.device) -> str:
         return ""
 
-    def record(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+    def record(self, work: Callable[[], list[Tensor]], device: torch.device) -> tuple[list[Tensor], Callable[[], None]]:
         self.recorded += 1
         for _ in range(3):
             made = work()

@@ -37,7 +37,8 @@ def infer(
         inputs: ``[N, ...]``, or ``[T, N, ...]`` for a sequence.
         chunk: timesteps computed between two compactions. Decisions are made on every timestep inside a chunk;
             a row that stops inside one is computed to the chunk's end, which ``steps_executed`` counts. Where all
-            exits are planned beforehand, chunks are cut at them, and nothing is computed in vain.
+            exits are planned beforehand, chunks are cut at them, and nothing is computed in vain. Rows that are
+            computed to make up the number of a captured step are counted too.
     """
     exiting = leaving(policy, memory)
     rows = adapter.begin(inputs, sequence)
