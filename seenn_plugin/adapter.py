@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from .errors import AdapterError, InputError
 from .layout import select
 from .naming import unknown_name
+
+if TYPE_CHECKING:
+    from .captured_step import CaptureSettings
 
 ENTRY_POINT_GROUP = "seenn_plugin.adapters"
 
@@ -33,6 +36,7 @@ class Rows:
             rows in lockstep cost no arithmetic.
         where: long ``[n]``: the place of each row in ``inputs``; ``None`` if row i is at place i. A sequence is not
             copied when rows leave: most of it lies in the past.
+        padded: row-steps computed beside those of the rows, to make up the number that a captured step is made for.
     """
 
     inputs: Tensor
@@ -41,6 +45,7 @@ class Rows:
     now: int = 0
     born: Tensor | None = None
     where: Tensor | None = None
+    padded: int = 0
 
     def __len__(self) -> int:
         if self.where is not None:
@@ -138,6 +143,8 @@ class Adapter(ABC):
     """Whether a row that has left costs nothing more."""
     timesteps: int | None = None
     """What the caller of the wrapper said: the most timesteps that a row may take."""
+    capture: CaptureSettings | None = None
+    """What the caller of the wrapper said: which timesteps are captured. Adapters that capture none ignore it."""
     time_dim: int = 0
     """What the caller of the wrapper said: the time axis of his sequences, and so that of a model that takes them."""
 

@@ -293,10 +293,11 @@ def _why_not_refillable(
     everyone = torch.arange(_SMALL, device=rows.device)
     cut = len(carried)
     fresh = [*(spot.fresh for spot in spots[:cut]), *seen.start]
-    start = [
-        spot.refill(map_tensors(Tensor.clone, values[0]), everyone, new)
-        for spot, values, new in zip(spots, history, fresh, strict=True)
-    ]
+    with torch.inference_mode(False), torch.no_grad():  # as the run that they start
+        start = [
+            spot.refill(map_tensors(Tensor.clone, values[0]), everyone, new)
+            for spot, values, new in zip(spots, history, fresh, strict=True)
+        ]
     try:
         placed = observer.observe(
             rows, steps=1, instead_of_fresh=(dict(zip(carried, start[:cut], strict=True)), start[cut:])

@@ -9,17 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, Reference, Rows
+from .captured_step import CapturedSteps
 from .discovery import PROBED_ROWS, discover, left_over
 from .errors import InputError, ModelRefused
 from .loop_stepper import find_loop_stepper
-from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occupied, tensors, undo, write
+from .module_state import (
+    ABSENT,
+    Cell,
+    is_occupied,
+    isolated,
+    map_tensors,
+    modules_of,
+    occupied,
+    tensors,
+    undo,
+    write,
+)
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
 from .state_map import Place, StateMap
@@ -27,20 +39,24 @@ from .stem import with_stem
 from .stepper import CallStepper, Stepper
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kind:
     """How rows of one kind are stepped, and where their state lies."""
 
     stepper: Stepper
     state_map: StateMap
+    captured: CapturedSteps = field(default_factory=CapturedSteps)
+    otherwise: _Kind | None = None  # the same while the model does not lie as it did when it was looked at
 
     def as_it_lies(self) -> _Kind:
         """The same for the model as it lies at this moment: the caller may have registered a hook since."""
         stepper = self.stepper.as_it_lies()
         if stepper is self.stepper:
             return self
-        spots = self.state_map.spots[: len(self.state_map.carried) + len(stepper.names)]
-        return _Kind(stepper, replace(self.state_map, spots=spots))
+        if self.otherwise is None or self.otherwise.stepper is not stepper:
+            spots = self.state_map.spots[: len(self.state_map.carried) + len(stepper.names)]
+            self.otherwise = _Kind(stepper, replace(self.state_map, spots=spots))
+        return self.otherwise
 
 
 @dataclass
@@ -142,6 +158,11 @@ class ModuleAdapter(Adapter):
     def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
         """Called before discovery, in isolation, with a few rows: decide how single steps are made."""
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules of the model, as they were when rows began last."""
+        return self._modules
+
     # -- the four abilities ---------------------------------------------------------------------------------------
 
     def begin(self, inputs: Tensor, sequence: bool) -> Rows:
@@ -155,37 +176,66 @@ class ModuleAdapter(Adapter):
         stepper: Stepper = rows.memory.go_on()
         if steps == 1 or not stepper.one_at_a_time:
             return self._advance(rows, steps)
-        now, memory = rows.now, rows.memory.values
+        now, memory, capture = rows.now, rows.memory.values, self.capture
+        self.capture = None  # the state of a captured step may be written over, and then there is no way back
         try:
             return tuple(map(torch.cat, zip(*(self._advance(rows, 1) for _ in range(steps)), strict=True)))
         except Exception:
             rows.now, rows.memory.values = now, memory
             raise
+        finally:
+            self.capture = capture
 
     def _advance(self, rows: Rows, steps: int) -> tuple[Tensor, ...]:
         memory: _Memory = rows.memory
-        state_map, stepper, n = memory.state_map, memory.kind.stepper, len(rows)
         self._assert_rows(rows)
+        frames = rows.frames(steps) if memory.kind.stepper.takes_frames else None
+        outputs = None
+        # What lies in a model that somebody holds already may be copies: nothing is captured that is only looked at.
+        if self.capture is not None and steps == 1 and not is_occupied(self.model):
+            with occupied(self.model):
+                outputs = memory.kind.captured.advance(self, rows, frames)
+        if outputs is None:
+            started = rows.youngest > 0
+            outputs, values = self.explicit_steps(memory.kind, frames, steps, memory.values, started)
+            n = len(rows)
+            if any(output.shape[:2] != (steps, n) for output in outputs):
+                shapes = [tuple(output.shape) for output in outputs]
+                raise ModelRefused(
+                    f"{type(self.model).__name__} answered {steps} timestep(s) of {n} rows with outputs of shape "
+                    f"{shapes}.",
+                    f"An output must be [{steps}, {n}, ...].",
+                )
+            memory.values = values
+        rows.now += steps
+        return outputs
+
+    def explicit_steps(
+        self, kind: _Kind, frames: Tensor | None, steps: int, values: list[Any], started: bool, quickened: bool = True
+    ) -> tuple[tuple[Tensor, ...], list[Any]]:
+        """``steps`` timesteps as a function of what the rows carry, which stays as it is.
+
+        Args:
+            frames: ``[steps, n, ...]``, if a timestep takes any.
+            values: what the rows carry.
+            started: whether all of them have made a timestep.
+            quickened: whether the neurons may take their short way.
+
+        Returns:
+            The outputs, each ``[steps, n, ...]``, and what the rows carry afterwards.
+        """
+        state_map, stepper = kind.state_map, kind.stepper
         cut = len(state_map.carried)
         lent = [  # what the model changes in place it gets a copy of, so that the rows are whole if it raises
             map_tensors(Tensor.clone, value) if changed else value
-            for value, changed in zip(memory.values, state_map.changed_in_place, strict=False)
+            for value, changed in zip(values, state_map.changed_in_place, strict=False)
         ]
-        frames = rows.frames(steps) if stepper.takes_frames else None
-        with occupied(self.model), self._lent(state_map, lent, started=rows.youngest > 0, watched=state_map.watched):
-            with self.quickened():
-                finish, arguments = stepper.advance(frames, steps, memory.values[cut:])
-            values = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
+        with occupied(self.model), self._lent(state_map, lent, started, watched=state_map.watched):
+            with self.quickened() if quickened else nullcontext():
+                finish, arguments = stepper.advance(frames, steps, values[cut:])
+            after = [store.get(key, ABSENT) for store, key in state_map.written[:cut]]
             outputs = finish()
-        if any(output.shape[:2] != (steps, n) for output in outputs):
-            shapes = [tuple(output.shape) for output in outputs]
-            raise ModelRefused(
-                f"{type(self.model).__name__} answered {steps} timestep(s) of {n} rows with outputs of shape {shapes}.",
-                f"An output must be [{steps}, {n}, ...].",
-            )
-        memory.values = [*values, *arguments]
-        rows.now += steps
-        return outputs
+        return outputs, [*after, *arguments]
 
     def keep(self, rows: Rows, index: Tensor) -> None:
         memory: _Memory = rows.memory
@@ -223,7 +273,8 @@ class ModuleAdapter(Adapter):
 
     def inspect(self, rows: Rows) -> list[Tensor]:
         memory: _Memory = rows.memory
-        return self._seen(memory.state_map, memory.values, len(rows))
+        seen = self._seen(memory.state_map, memory.values, len(rows))
+        return [tensor.clone() for tensor in seen]  # a captured step may write its memory anew
 
     def reference(self, inputs: Tensor, sequence: bool, timesteps: int) -> Reference:
         kind, n = self._kind(inputs, sequence), inputs.shape[1 if sequence else 0]
@@ -254,12 +305,13 @@ class ModuleAdapter(Adapter):
     def explain(self) -> dict[str, str]:
         if not self._kinds:
             return {}
-        found = next(reversed(self._kinds.values()))
+        found = next(reversed(self._kinds.values())).as_it_lies()
         not_refillable = found.state_map.not_refillable
         return {
             **found.stepper.explain(),
             "state": found.state_map.describe(),
             "fresh rows": not_refillable or "can join rows in flight",
+            **({"captured steps": found.captured.describe(self.capture)} if self.capture is not None else {}),
         }
 
     def forget(self) -> None:

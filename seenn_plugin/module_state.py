@@ -37,6 +37,8 @@ class _Absent:
 ABSENT: Final = _Absent()
 _PLAIN = (Tensor, int, float, bool, str, type(None), _Absent, range, slice, torch.dtype, torch.device)
 OCCUPIED: Final = "_seenn_occupied_by"
+OWN_HOOK: Final = -1
+"""The key of a hook of this library's own; those of callers count from 0."""
 MODULE_INTERNALS = (frozenset(vars(nn.Module())) - {"_buffers"}) | {OCCUPIED}
 
 
@@ -252,6 +254,11 @@ def occupied(model: nn.Module) -> Iterator[None]:
     finally:
         if holder is mark:  # the outermost of this thread's holds
             del attributes[OCCUPIED]
+
+
+def is_occupied(model: nn.Module) -> bool:
+    """Whether somebody holds ``model``: what lies in it may be copies, or state of other rows."""
+    return OCCUPIED in vars(model)
 
 
 @contextmanager

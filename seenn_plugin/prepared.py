@@ -26,7 +26,7 @@ from .errors import InputError, ModelRefused
 from .folding import LAYERS, Pair, fold
 from .layout import channels_last
 from .module_adapter import ModuleAdapter
-from .module_state import OCCUPIED, every_module, isolated, map_tensors, same
+from .module_state import OCCUPIED, OWN_HOOK, every_module, isolated, map_tensors, same
 from .policies import PlanPolicy, Policy
 from .policies.base import exit_timesteps
 from .policies.combined import leaves
@@ -48,7 +48,6 @@ _HOOKS: Final = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-_OWN_HOOK: Final = -1  # the key of this library's hook; those of callers count from 0
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,8 @@ class PreparedAdapter(Adapter):
                     copied.clear()
                     copied.update((key, self._bound(hook)) for key, hook in hooks.items())
             if module in neurons:  # after the caller's, which may answer anything
-                attributes["_forward_pre_hooks"][_OWN_HOOK] = _to_float32
-                attributes["_forward_pre_hooks_with_kwargs"][_OWN_HOOK] = True
+                attributes["_forward_pre_hooks"][OWN_HOOK] = _to_float32
+                attributes["_forward_pre_hooks_with_kwargs"][OWN_HOOK] = True
         for pair in self.pairs:
             if pair.is_folded == pair.has_hooks:
                 pair.fold(not pair.has_hooks)

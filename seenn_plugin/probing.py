@@ -21,21 +21,21 @@ def probe_rows(inputs: Tensor, sequence: bool, rows: int) -> Tensor:
     """The caller's first row and ``rows - 1`` made-up ones; made-up ones alone if the batch is empty."""
     dim = 1 if sequence else 0
     own = inputs.narrow(dim, 0, min(1, inputs.shape[dim]))
-    return torch.cat([own, _made_up(inputs, sequence, rows - own.shape[dim])], dim)
+    return torch.cat([own, made_up(inputs, sequence, rows - own.shape[dim])], dim)
 
 
 def check_rows(inputs: Tensor, sequence: bool) -> Tensor:
     """The rows that the checks run: the first of the caller's batch, and as many made-up ones."""
     dim = 1 if sequence else 0
     own = inputs.narrow(dim, 0, min(_OWN_ROWS, inputs.shape[dim]))
-    return torch.cat([own, _made_up(inputs, sequence, len(_SCALES))], dim)
+    return torch.cat([own, made_up(inputs, sequence, len(_SCALES))], dim)
 
 
-def _made_up(like: Tensor, sequence: bool, rows: int) -> Tensor:
+def made_up(like: Tensor, sequence: bool, rows: int, seed: int = _SEED) -> Tensor:
     """Random rows: uniform in [0, 1] if all values of ``like`` are, else in their range; some strong, some weak."""
     dim = 1 if sequence else 0
     shape = [*like.shape[:dim], rows, *like.shape[dim + 1 :]]
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     values = like[like.isfinite()]
     low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 1.0)
     if low >= 0 and high <= 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import calibration as _calibration
 from . import engine, policy_training
 from .adapter import Adapter, AdapterChoice, find_adapter
+from .captured_step import CaptureSettings
 from .checks import CheckResult, run_checks
 from .engine import ExitResult
 from .engine.trace import advance_to, read_all
@@ -84,6 +85,12 @@ class EarlyExitWrapper(nn.Module):
         check_every: timesteps after which the host looks which rows have stopped. Decisions are made at every timestep;
             on a GPU, each look waits for the device, and each timestep without one may compute rows in vain.
         check: whether to check on the first rows that stepping gives the network's own answers.
+        compile: compile single timesteps with ``torch.compile``'s compiler, for ``slots`` rows, a quarter and a
+            sixteenth of that, and one; or for the numbers given, such as ``(64, 1)``. Each is compiled when it is first
+            needed, which may take a minute, compared with the model's own step, and compiled anew when the weights have
+            changed; other numbers of rows, and runs with gradients, take the model's own step. What cannot be compiled
+            warns once and runs as it is.
+        cuda_graphs: replay single timesteps of such numbers of rows as CUDA graphs; may be combined with ``compile``.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.
         fold: fold batch normalisation into the convolution or linear layer before it, in a copy of the model.
@@ -118,6 +125,8 @@ class EarlyExitWrapper(nn.Module):
         slots: int | None = None,
         check_every: int = 1,
         check: bool = True,
+        compile: bool | Sequence[int] = False,
+        cuda_graphs: bool = False,
         full_run: bool = False,
         fold: bool = False,
         channels_last: bool = False,
@@ -147,6 +156,10 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        self.capture = CaptureSettings.of(compile, cuda_graphs)
+        if self.capture is not None and (full_run or not isinstance(self.adapter, ModuleAdapter)):
+            what = "full_run=True" if full_run else f"the adapter {self.adapter.name!r}"
+            raise AdapterError(f"compile= and cuda_graphs= capture single timesteps, which {what} does not offer.")
         self._preparation = self._prepare(Options(fold, channels_last, autocast), full_run)
         if full_run:
             if not isinstance(self.adapter, ModuleAdapter):
@@ -220,12 +233,12 @@ class EarlyExitWrapper(nn.Module):
             raise InputError(f"stream() takes an iterable of samples, not a {type(samples).__name__}.")
 
         def prepare(first: Tensor) -> tuple[engine.Way, bool, engine.Start]:
-            inputs = self._rows(first, time_dim=0)
+            inputs = self._rows(first, 0, slots)
             look = self._look(inputs)
             way = self._way(look, inputs)
 
             def start(rows: Tensor) -> Any:
-                return self._start(self._rows(rows, time_dim=0), look)
+                return self._start(self._rows(rows, 0, slots), look)
 
             return way, not self._why_not_refillable(way, look, inputs, start(inputs)), start
 
@@ -411,9 +424,10 @@ class EarlyExitWrapper(nn.Module):
         weight = next(self.model.parameters(), None)
         return _SLOTS if weight is None or weight.device.type == "cpu" else _SLOTS_ELSEWHERE
 
-    def _rows(self, x: Tensor, time_dim: int | None = None) -> Tensor:
+    def _rows(self, x: Tensor, time_dim: int | None = None, slots: int | None = None) -> Tensor:
         # The adapter may be shared with another wrapper, whose caller says other things of time.
         self.adapter.timesteps, self.adapter.time_dim = self.timesteps, self.time_dim
+        self.adapter.capture = self.capture and self.capture.for_slots(slots or self._slots)
         return as_rows(x, self.model, self.input, self.time_dim if time_dim is None else time_dim, self.timesteps)
 
     def _way(self, look: _Look, inputs: Tensor) -> engine.Way:
@@ -497,9 +511,11 @@ class EarlyExitWrapper(nn.Module):
         """The adapter that answers: the model's, or that of its copy if options are on."""
         if self._preparation is None:
             return self.adapter
-        return self._preparation.adapter_for(
+        prepared = self._preparation.adapter_for(
             inputs, self._is_sequence, look.timesteps, look.chunk, look.readout, self.check
         )
+        prepared.twin.capture = self.adapter.capture
+        return prepared
 
     def _describe_options(self, inputs: Tensor, look: _Look) -> str:
         """Which options are on, and how the copy agrees with the model; empty if none is."""

@@ -153,8 +153,9 @@ class Flight:
         made = 0
         while made < steps:
             k = min(way.chunk, steps - made)
+            padded = self._rows.padded
             outputs = way.adapter.advance(self._rows, k)
-            self.steps_executed += k * n
+            self.steps_executed += k * n + self._rows.padded - padded
             made += k
             for step in range(k):
                 now, stop = self._decide(tuple(output[step] for output in outputs))

@@ -15,7 +15,8 @@ class ExitResult:
         timesteps: long ``[N]``: the timesteps that each row took.
         score: float ``[N]``: the policy's score at the exit.
         steps_executed: row-steps that the network computed. The sum of ``timesteps``, plus the overshoot of rows
-            that stopped between two looks (``chunk``, ``check_every``).
+            that stopped between two looks (``chunk``, ``check_every``), and of rows computed to make up the number of a
+            captured step.
     """
 
     logits: Tensor
