@@ -23,7 +23,7 @@ from .module_state import ABSENT, Cell, isolated, map_tensors, modules_of, occup
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
 from .state_map import StateMap
-from .stem import with_stem
+from .stem_discovery import with_stem
 from .stepper import CallStepper, Stepper
 
 
@@ -243,7 +243,7 @@ class ModuleAdapter(Adapter):
     def explain(self) -> dict[str, str]:
         if not self._kinds:
             return {}
-        found = next(reversed(self._kinds.values()))
+        found = next(reversed(self._kinds.values())).as_it_lies()
         not_refillable = found.state_map.not_refillable
         return {
             **found.stepper.explain(),
