@@ -35,7 +35,7 @@ from .module_state import (
 from .probing import probe_rows
 from .signature import REQUIRED, call_keywords, state_arguments
 from .state_map import Place, StateMap
-from .stem import with_stem
+from .stem_discovery import with_stem
 from .stepper import CallStepper, Stepper
 
 

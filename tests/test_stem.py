@@ -211,6 +211,12 @@ def test_fresh_rows_bring_their_own():
             lambda self, x: self.head((self.neuron(x[:, :1]) + self.conv(x)).flatten(1)), "", "", id="behind a neuron"
         ),
         pytest.param(
+            lambda self, x: self.head((self.neuron(self.conv(x)) + self.pool(x).mean((1, 2, 3), True)).flatten(1)),
+            "conv",
+            "conv",
+            id="before a neuron and behind it",
+        ),
+        pytest.param(
             lambda self, x: self.head(self.conv(self.neuron(x)).flatten(1)), "", "", id="a neuron comes first"
         ),
     ],
