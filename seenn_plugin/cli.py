@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from .errors import InputError, OptionalDependencyError, PolicyError, SeennError
@@ -119,7 +120,14 @@ def _add_model_options(command: ArgumentParser) -> None:
     add("--time_dim", type=int, default=0, help="time axis of a sequence: 0 for [T, N, ...], 1 for [N, T, ...]")
     add("--readout", default="auto", help="auto, sum, mean, last, membrane, max or first_spike")
     add("--adapter", default="auto", help="auto, or the name of an installed adapter")
-    add("--chunk", type=int, default=1, help="timesteps computed at a time")
+    add("--chunk", type=int | Literal["auto"], default=1, help="timesteps computed at a time; auto measures")
+    add("--slots", type=int, help="samples in flight at most (default: 64 on a CPU, 256 elsewhere)")
+    add("--check_every", type=int, default=1, help="timesteps between two looks at who has stopped")
+    add("--compile", action="store_true", help="compile single timesteps; takes a minute or more at first use")
+    add("--cuda_graphs", action="store_true", help="replay single timesteps as CUDA graphs")
+    add("--fold", action="store_true", help="fold batch normalisation into the layer before it, in a copy")
+    add("--channels_last", action="store_true", help="keep images channels-last, in a copy")
+    add("--autocast", type=Literal["bfloat16", "float16"], help="run a copy under autocast with this dtype")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--json", action="store_true", help="one JSON object on stdout")
 
@@ -246,6 +254,13 @@ def _wrapped(options: Any) -> EarlyExitWrapper:
         adapter=options.adapter,
         readout=options.readout,
         chunk=options.chunk,
+        slots=options.slots,
+        check_every=options.check_every,
+        compile=options.compile,
+        cuda_graphs=options.cuda_graphs,
+        fold=options.fold,
+        channels_last=options.channels_last,
+        autocast=None if options.autocast is None else getattr(torch, options.autocast),
     )
 
 

@@ -126,6 +126,24 @@ def test_what_calibrate_chooses_evaluate_takes(seenn, here, net, target):
 
 
 @pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--chunk", "auto"], "as the fastest on the first batch"),
+        (["--slots", 4], "4 rows in flight"),
+        (["--fold", "--channels_last", "--autocast", "bfloat16"], "fold (0 pairs), channels-last, autocast bfloat16"),
+    ],
+)
+def test_options_for_speed(seenn, net, options, says):
+    code, out, _ = seenn("explain", *options, net=net)
+    assert code == 0
+    assert says in out
+    code, out, _ = seenn("evaluate", "--json", "--check_every", 2, *options, net=net)
+    assert code == 0
+    assert json.loads(out)["samples"] == 24
+
+
+@pytest.mark.parametrize("net", NETS)
 def test_explain(seenn, net):
     code, out, _ = seenn("explain", net=net)
     assert code == 0
