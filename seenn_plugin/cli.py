@@ -187,9 +187,8 @@ def _energy_lines(energy: EnergyReport) -> list[str]:
     if bool(energy.policy_picojoules.any()):
         lines.append(f"of that, policy {mean['policy_picojoules'] / 1000:.3f} nJ per sample")
     if energy.uncounted:
-        lines.append(
-            f"not counted     {', '.join(f'{name} ({calls} calls)' for name, calls in energy.uncounted.items())}"
-        )
+        calls = ", ".join(f"{name} ({number} calls)" for name, number in energy.uncounted.items())
+        lines.append(f"not counted     {calls}")
     return lines
 
 

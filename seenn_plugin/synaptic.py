@@ -7,6 +7,7 @@ that is executed, when it is executed, and nothing else.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -15,7 +16,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 PICOJOULES_PER_AC: Final = 0.9
 PICOJOULES_PER_MAC: Final = 4.6
@@ -30,8 +30,8 @@ class SynapticCounter(TorchDispatchMode):
     The price of an input value: nothing for 0. A row of the input that is made of integers (spikes, or sums of spikes)
     costs ``|k|`` accumulates (ACs) for each connection of a value ``k``, the borders of a convolution seen exactly; any
     other row costs the multiply-accumulates (MACs) of a dense layer, as does an integer row for which these are cheaper
-    (pixels from 0 to 255; a MAC is worth about five ACs). Where two activations meet, one of them in integers plays the spikes,
-    and the other the weights; of two integers ``a`` and ``b``, the smaller is the number of accumulates.
+    (pixels from 0 to 255; a MAC is worth about five ACs). Where two activations meet, one of them in integers plays the
+    spikes, and the other the weights; of two integers ``a`` and ``b``, the smaller is the number of accumulates.
 
     Args:
         rows: number of rows in the batch that is run. Dimension 0 of an operand holds them as ``[rows * m, ...]``;
@@ -67,7 +67,7 @@ class SynapticCounter(TorchDispatchMode):
                 return made
         out = func(*args, **kwargs)
         if rule is None:
-            if operation in _UNKNOWN or func.namespace not in ("aten", "prim", "prims"):
+            if _may_be_a_product(func):
                 self.uncounted[str(operation)] += 1
         elif any(isinstance(operand, Tensor) and operand.layout != torch.strided for operand in args):
             self.uncounted[f"{operation} of sparse tensors"] += 1
@@ -238,36 +238,43 @@ def _meetings(x: Tensor, y: Tensor, both: Tensor) -> Tensor:
     return total
 
 
+def _may_be_a_product(operation: Any) -> bool:
+    """Whether an operation without a rule may do synaptic work; kernels of other libraries may do anything."""
+    name = operation._opname
+    if operation.namespace not in ("aten", "prim", "prims"):
+        return True
+    return bool(_NAMES_OF_PRODUCTS.search(name)) and not _NAMES_OF_OTHERS.search(name)
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _addmm(self: SynapticCounter, out: Tensor, added: Tensor, x: Tensor, y: Tensor, **kwargs: Any) -> None:
+    self.mm(out, x, y)
+
+
+def _baddbmm(self: SynapticCounter, out: Tensor, added: Tensor, x: Tensor, y: Tensor, **kwargs: Any) -> None:
+    self.bmm(out, x, y)
+
+
+def _addmv(self: SynapticCounter, out: Tensor, added: Tensor, x: Tensor, y: Tensor, **kwargs: Any) -> None:
+    self.mm(out, x, y.unsqueeze(1))
 
 
 _RULES: Final[dict[Any, Callable[..., None]]] = {
     _aten.convolution: SynapticCounter.convolution,
     _aten.mm: SynapticCounter.mm,
     _aten.bmm: SynapticCounter.bmm,
-    _aten.addmm: lambda self, out, added, x, y, **kwargs: self.mm(out, x, y),
-    _aten.baddbmm: lambda self, out, added, x, y, **kwargs: self.bmm(out, x, y),
+    _aten.addmm: _addmm,
+    _aten.addmm_: _addmm,
+    _aten.baddbmm: _baddbmm,
+    _aten.baddbmm_: _baddbmm,
     _aten.mv: lambda self, out, x, y, **kwargs: self.mm(out, x, y.unsqueeze(1)),
-    _aten.addmv: lambda self, out, added, x, y, **kwargs: self.mm(out, x, y.unsqueeze(1)),
+    _aten.addmv: _addmv,
+    _aten.addmv_: _addmv,
     _aten.dot: lambda self, out, x, y, **kwargs: self.mm(out, x.unsqueeze(0), y.unsqueeze(1)),
 }
-_UNKNOWN: Final = {
-    *(operation for operation in flop_registry if operation not in _RULES),
-    *(
-        getattr(_aten, name)
-        for name in (
-            "mkldnn_rnn_layer",
-            "_cudnn_rnn",
-            "miopen_rnn",
-            "mkldnn_convolution",
-            "_trilinear",
-            "_cdist_forward",
-            "addbmm",
-            "addr",
-            "_int_mm",
-            "_sparse_addmm",
-        )
-        if hasattr(_aten, name)
-    ),
-}
+# Names, because lists of the operations of one release miss those of the next.
+_NAMES_OF_PRODUCTS: Final = re.compile(r"conv(?!ert)|linear|attention|matmul|rnn|lstm|gru|dot|addr|cdist|m[mv](_|$)")
+_NAMES_OF_OTHERS: Final = re.compile(r"upsample|fused_(lstm|gru)_cell")
