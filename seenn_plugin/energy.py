@@ -125,7 +125,8 @@ def measure_energy(
     """Count the synaptic operations of every sample of a data set, and price them.
 
     Every sample is run for all T timesteps, once; what it uses up to its exit is read off. Convolutions and matrix
-    products are counted as they are executed, so that a layer that runs once for all timesteps counts once.
+    products are counted as they are executed, so that a layer that runs once for all timesteps (the stem of a still
+    image) counts once, at full T too.
 
     - An input of spikes, or of other integers k (the sums of a SEW block, events per pixel), costs |k| accumulates for
       every connection of a nonzero value; connections that a convolution's border cuts off are not there. So do spikes
@@ -140,7 +141,8 @@ def measure_energy(
 
     Rows are told apart by their place in the batch. Whether that is right for this network is found out on its first
     rows, which are run alone as well; if not, every sample is run alone, which is as exact, and slower. Timesteps that
-    ``chunk`` or ``check_every`` compute beyond an exit are not the sample's, and are not counted.
+    ``chunk`` or ``check_every`` compute beyond an exit are not the sample's, and are not counted; the model itself is
+    run, without the options that only make it faster on this machine.
 
     Args:
         snn: a wrapped network.

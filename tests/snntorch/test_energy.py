@@ -18,13 +18,12 @@ def labelled(x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 class Loop(nn.Module):
-    def __init__(self, before: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.fc1, self.lif1 = nn.Linear(7, 16), snntorch.Leaky(beta=0.9, threshold=0.4)
             self.fc2, self.lif2 = nn.Linear(16, 3), snntorch.Leaky(beta=0.9, threshold=0.4)
-        self.before = before
         self.eval()
 
 
@@ -62,7 +61,7 @@ def spikes_of(net: Loop, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", [InTheLoop, BeforeTheLoop])
 def test_a_loop_inside_forward(kind):
-    net, x = kind(before=False), torch.rand(N, 7)
+    net, x = kind(), torch.rand(N, 7)
     snn = EarlyExitWrapper(net, PatiencePolicy(2))
     report = measure_energy(snn, labelled(x))
     spikes = spikes_of(net, x)
@@ -71,9 +70,10 @@ def test_a_loop_inside_forward(kind):
     assert torch.equal(report.timesteps, snn.infer(x).timesteps)
 
 
-def test_a_layer_before_the_loop_runs_once():
+@pytest.mark.parametrize("kind", [InTheLoop, BeforeTheLoop])
+def test_what_sees_the_input_alone_runs_once(kind):
     x = torch.rand(N, 7)
-    report = measure_energy(EarlyExitWrapper(BeforeTheLoop(True), FixedPolicy(3)), labelled(x))
+    report = measure_energy(EarlyExitWrapper(kind(), FixedPolicy(3)), labelled(x))
     assert report.macs_per_timestep.tolist() == [[112.0] * N] + [[0.0] * N] * (T - 1)
     assert report.macs.tolist() == report.full_macs.tolist() == [112] * N
 
