@@ -265,7 +265,10 @@ class EarlyExitWrapper(nn.Module):
         return engine.trace(adapter, look.readout, inputs, self._is_sequence, look.timesteps, look.chunk)
 
     def steps(self, x: Tensor) -> Iterator[Tensor]:
-        """:meth:`trace` one timestep at a time, each made when it is asked for: T times decision logits ``[N, C]``."""
+        """:meth:`trace` one timestep at a time, each made when it is asked for: T times decision logits ``[N, C]``.
+
+        The model itself is run, not the copy that options make.
+        """
         inputs = self._rows(x)
         if inputs.shape[self._row_dim] == 0:
             return iter(self.trace(x))

@@ -47,7 +47,9 @@ def own_totals(net: nn.Module, frames: Tensor) -> tuple[int, int]:
 def test_totals_of_a_full_run_are_those_of_spikingjelly(step_mode):
     net, x = conv_net(step_mode)
     frames = torch.rand(T, *x.shape)
-    report = measure_energy(EarlyExitWrapper(net, PatiencePolicy(2), input="sequence"), [(frames, torch.zeros(N).long())])
+    report = measure_energy(
+        EarlyExitWrapper(net, PatiencePolicy(2), input="sequence"), [(frames, torch.zeros(N).long())]
+    )
     acs, macs = own_totals(net, frames)
     assert acs > 0
     assert macs > 0
