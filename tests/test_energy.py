@@ -296,6 +296,26 @@ def test_a_samples_count_does_not_depend_on_its_company(kind):
     assert len(together.full_acs.unique()) > 1
 
 
+@pytest.mark.parametrize(("kind", "together"), [(three_layers, True), (RowsBehindPixels, False)])
+def test_rows_run_together_where_they_can_be_told_apart(kind, together):
+    snn = EarlyExitWrapper(kind().eval(), FixedPolicy(2), timesteps=T, readout="sum")
+    x = torch.rand(40, 1, 4, 4)
+    snn.infer(x)
+    batches: list[int] = []
+    list(snn.model.modules())[-1].register_forward_hook(lambda module, inputs, output: batches.append(output.numel()))
+    measure_energy(snn, labelled(x))
+    one = min(batches)
+    assert ((40 * one in batches), batches.count(one) > 40) == (together, not together)
+
+
+def test_steps_are_the_trace():
+    snn = EarlyExitWrapper(three_layers(), timesteps=T, readout="sum")
+    steps = snn.steps(pixels())
+    assert torch.equal(torch.stack([next(steps) for _ in range(T)]), snn.trace(pixels()))
+    assert next(steps, None) is None
+    assert [step.shape for step in snn.steps(pixels()[:0])] == [(0, 3)] * T
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -357,7 +377,7 @@ def test_spikes_of_another_height_are_spikes():
 def test_an_analog_input_of_one_value_is_not_taken_for_a_spike():
     net = nn.Sequential(nn.Linear(1, 5), neuron.IFNode(), nn.Linear(5, 2)).eval()
     snn = EarlyExitWrapper(net, FixedPolicy(1), timesteps=2, readout="sum")
-    assert measure_energy(snn, labelled(torch.full((3, 1), 0.3))).full_macs.tolist() == [5] * 3
+    assert measure_energy(snn, labelled(torch.full((3, 1), 0.999))).full_macs.tolist() == [5] * 3
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
