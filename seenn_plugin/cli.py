@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .energy import EnergyReport, measure_energy
 from .errors import InputError, OptionalDependencyError, PolicyError, SeennError
 from .loading import UsageError, load_data, load_model
 from .metrics import evaluate
 from .naming import unknown_name
 from .policies import ALIASES, FixedPolicy, Policy, RLPolicy, make_policy
+from .synaptic import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
 from .wrapper import EarlyExitWrapper
 
 if TYPE_CHECKING:
@@ -95,6 +97,10 @@ def _parser() -> ArgumentParser:
     ):
         command = ArgumentParser(description=help_text)
         _add_model_options(command)
+        if name == "evaluate":
+            command.add_argument("--energy", action="store_true", help="count synaptic operations and energy, too")
+            command.add_argument("--picojoules_per_ac", type=float, default=PICOJOULES_PER_AC, help="45 nm by default")
+            command.add_argument("--picojoules_per_mac", type=float, default=PICOJOULES_PER_MAC, help="likewise")
         if name == "calibrate":
             command.add_argument("--max_accuracy_drop", type=float, help="0.005 allows half a point below full T")
             command.add_argument("--average_timesteps", type=float, help="the most mean timesteps allowed")
@@ -163,7 +169,35 @@ def _evaluate(options: Any) -> Answer:
             f"planning        {100 * cost.share_of_operations:.2f} % of the operations at full T, "
             f"{100 * cost.share_of_seconds:.1f} % of the time"
         )
-    return 0, "\n".join(page), {**result.to_dict(), "settings": _as_options(snn.policy, options)}
+    facts = {**result.to_dict(), "settings": _as_options(snn.policy, options)}
+    if options.energy:
+        energy = measure_energy(
+            snn,
+            _data(options),
+            picojoules_per_ac=options.picojoules_per_ac,
+            picojoules_per_mac=options.picojoules_per_mac,
+            progress=True,
+        )
+        page += _energy_lines(energy)
+        facts["energy"] = energy.to_dict()
+    return 0, "\n".join(page), facts
+
+
+def _energy_lines(energy: EnergyReport) -> list[str]:
+    mean = energy.to_dict()["mean"]
+    lines = [
+        f"operations      {mean['acs']:.0f} ACs and {mean['macs']:.0f} MACs per sample  "
+        f"(full T: {mean['full_acs']:.0f} and {mean['full_macs']:.0f})",
+        f"energy          {mean['picojoules'] / 1000:.3f} nJ per sample  (full T: {mean['full_picojoules'] / 1000:.3f} "
+        f"nJ; {100 * energy.saving:.1f} % saved), at {energy.picojoules_per_ac:g} pJ per AC and "
+        f"{energy.picojoules_per_mac:g} pJ per MAC",
+    ]
+    if bool(energy.policy_picojoules.any()):
+        lines.append(f"of that, policy {mean['policy_picojoules'] / 1000:.3f} nJ per sample")
+    if energy.uncounted:
+        calls = ", ".join(f"{name} ({number} calls)" for name, number in energy.uncounted.items())
+        lines.append(f"not counted     {calls}")
+    return lines
 
 
 def _calibrate(options: Any) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -263,6 +263,17 @@ class EarlyExitWrapper(nn.Module):
         look = self._look(inputs)
         adapter = self.adapter if torch.is_grad_enabled() else self._running(inputs, look)
         return engine.trace(adapter, look.readout, inputs, self._is_sequence, look.timesteps, look.chunk)
+
+    def steps(self, x: Tensor) -> Iterator[Tensor]:
+        """:meth:`trace` one timestep at a time, each made when it is asked for: T times decision logits ``[N, C]``.
+
+        The model itself is run, not the copy that options make.
+        """
+        inputs = self._rows(x)
+        if inputs.shape[self._row_dim] == 0:
+            return iter(self.trace(x))
+        look = self._look(inputs)
+        return engine.steps(self.adapter, look.readout, inputs, self._is_sequence, look.timesteps)
 
     def calibrate(
         self,

@@ -104,6 +104,24 @@ def test_evaluate(seenn, net):
 
 
 @pytest.mark.parametrize("net", NETS)
+def test_evaluate_energy(seenn, net):
+    code, out, _ = seenn("evaluate", "--json", "--threshold", "0.5", "--energy", net=net)
+    assert code == 0
+    energy = json.loads(out)["energy"]
+    assert (energy["samples"], energy["total"]["macs"], energy["picojoules_per_mac"]) == (24, 24 * 6 * 12, 4.6)
+    mean = energy["mean"]
+    assert 0 < mean["picojoules"] < mean["full_picojoules"]
+    assert mean["picojoules"] == pytest.approx(0.9 * mean["acs"] + 4.6 * mean["macs"])
+    prices = ("--picojoules_per_ac", "2", "--picojoules_per_mac", "3")
+    code, out, _ = seenn("evaluate", "--threshold", "0.5", "--energy", *prices, net=net)
+    assert code == 0
+    assert f"energy          {(2 * mean['acs'] + 3 * mean['macs']) / 1000:.3f} nJ per sample" in out
+    assert "at 2 pJ per AC and 3 pJ per MAC" in out
+    code, out, _ = seenn("evaluate", "--json", "--threshold", "0.5", net=net)
+    assert "energy" not in json.loads(out)
+
+
+@pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("target", [("--max_accuracy_drop", 0.1), ("--average_timesteps", 2.5)])
 def test_what_calibrate_chooses_evaluate_takes(seenn, here, net, target):
     code, out, _ = seenn("calibrate", "--json", *target, net=net)

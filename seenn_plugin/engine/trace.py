@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,16 @@ def read_all(readout: Readout, steps: list[Outputs]) -> Tensor:
         decision_logits, memory = read(readout, outputs, timestep, memory)
         logits.append(decision_logits)
     return torch.stack(logits)
+
+
+def steps(adapter: Adapter, readout: Readout, inputs: Tensor, sequence: bool, timesteps: int) -> Iterator[Tensor]:
+    """:func:`trace` as an iterator that makes one timestep whenever it is asked: decision logits ``[N, C]``."""
+    rows, memory = adapter.begin(inputs, sequence), None
+    for t in range(1, timesteps + 1):
+        outputs = tuple(output[0] for output in adapter.advance(rows))
+        timestep = torch.full((len(rows),), t, device=outputs[0].device)
+        logits, memory = read(readout, outputs, timestep, memory)
+        yield logits
 
 
 def trace(adapter: Adapter, readout: Readout, inputs: Tensor, sequence: bool, timesteps: int, chunk: int = 1) -> Tensor:
