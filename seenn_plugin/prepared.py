@@ -38,7 +38,8 @@ from .watch import Watch
 _SEED: Final = 20230401
 _TRIED: Final = 8  # timesteps, at most, with which the copy is tried out while it is made
 _COMPARED: Final = 64  # rows
-_POOR: Final = 0.95  # agreement below which there is a warning
+_POOR: Final = 0.95  # agreement below which there is a warning,
+_TELLING: Final = 16  # of at least so many rows: fewer say nothing of a share
 _KEPT: Final = 4  # copies, each for one kind of input
 _DTYPES: Final = (torch.bfloat16, torch.float16)
 _HOOKS: Final = (
@@ -428,7 +429,8 @@ class Preparation:
                 "itself.",
                 "Leave out an option: autocast first.",
             )
-        if agreement.same_class < _POOR * agreement.rows and not self._warned:
+        poor = agreement.rows >= _TELLING and agreement.same_class < _POOR * agreement.rows
+        if poor and not self._warned:
             self._warned = True
             warnings.warn(
                 f"with {names}, {agreement.rows - agreement.same_class} of the first {agreement.rows} rows give "

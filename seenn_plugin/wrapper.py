@@ -370,14 +370,14 @@ class EarlyExitWrapper(nn.Module):
         try:
             inputs = self._rows(x)
             look = self._look(inputs)
-            options = self._describe_options(inputs, look)
+            running = self._running(inputs, look) if inputs.shape[self._row_dim] else self.adapter
         except SeennError as error:
             page.refused = str(error)
             page.facts |= self.adapter.explain()
         else:
             axes = "a sequence, one frame per timestep" if self._is_sequence else "static, shown at every timestep"
             page.facts["input"] = f"{axes}; {look.timesteps} timesteps, {look.chunk} at a time{look.chunk_reason}"
-            page.facts |= self.adapter.explain()
+            page.facts |= running.explain()
             page.facts["readout"] = f"{look.readout.name}: {look.readout_reason}"
             page.facts["classes"] = str(look.classes)
             page.facts["policy"] = str(self.policy)
@@ -387,8 +387,8 @@ class EarlyExitWrapper(nn.Module):
                 else "nothing: all timesteps are computed, and the exits are picked afterwards (full_run=True)"
             )
             page.facts["slots"] = self._explain_slots(inputs, look)
-            if options:
-                page.facts["options"] = options
+            if isinstance(running, PreparedAdapter):
+                page.facts["options"] = running.describe(self.policy)
             page.checks = [str(result) for result in look.checks] or ["none made"]
         return page
 
@@ -527,11 +527,6 @@ class EarlyExitWrapper(nn.Module):
         )
         prepared.twin.capture = self.adapter.capture
         return prepared
-
-    def _describe_options(self, inputs: Tensor, look: _Look) -> str:
-        """Which options are on, and how the copy agrees with the model; empty if none is."""
-        adapter = self._running(inputs, look) if inputs.shape[1 if self._is_sequence else 0] else self.adapter
-        return adapter.describe(self.policy) if isinstance(adapter, PreparedAdapter) else ""
 
     def _start(self, inputs: Tensor, look: _Look) -> Any:
         return start_rows(self.policy, inputs, self._is_sequence, look.timesteps, look.classes)
