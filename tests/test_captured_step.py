@@ -25,7 +25,16 @@ from seenn_plugin.policies import FixedPolicy
 from seenn_plugin.testing import Snapshot
 
 from . import snntorch_nets, spikingjelly_nets
-from .invariants import Case, assert_agree, check_alone, check_prefix, check_slots, check_whole, prescribed
+from .invariants import (
+    Case,
+    assert_agree,
+    check_alone,
+    check_prefix,
+    check_slots,
+    check_stream,
+    check_whole,
+    prescribed,
+)
 from .test_invariants import cases, each_framework, rules
 
 
@@ -115,7 +124,9 @@ def test_random_networks_answer_as_ever(framework, data):
     check_whole(case)
     check_prefix(case, rule)
     check_alone(case, rule, data.draw(st.permutations(range(case.n)), label="order"))
-    check_slots(case, rule, data.draw(st.integers(1, 4), label="slots"))
+    slots = data.draw(st.integers(1, 4), label="slots")
+    check_slots(case, rule, slots)
+    check_stream(case, None if rule.name == "prescribed" else rule, slots, counted=False)
 
 
 @each_framework

@@ -30,7 +30,7 @@ from seenn_plugin.policies import RLPolicy
 from seenn_plugin.prepared import PreparedAdapter
 from seenn_plugin.testing import Snapshot
 
-from .invariants import Case, check_alone, check_guest, check_prefix, check_saved, check_whole
+from .invariants import Case, check_alone, check_guest, check_prefix, check_saved, check_stream, check_whole
 from .reference import run_snntorch, run_spikingjelly
 from .test_invariants import rules
 
@@ -183,6 +183,7 @@ def test_the_invariants_hold(options, data):
     check_prefix(case, rule)
     check_alone(case, rule, data.draw(st.permutations(range(case.n))))
     check_saved(case, rule)
+    check_stream(case, None if rule.name == "prescribed" else rule, slots=data.draw(st.integers(1, 3)))
     check_guest(case, rule, failing_call=data.draw(st.integers(1, -(-case.timesteps // case.chunk))))
 
 
