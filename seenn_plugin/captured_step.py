@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("seenn_plugin")
 
-_FEWER: Final = 4  # each row count is this part of the one before
-_PADDING: Final = {"cuda": 2.0}  # as many rows computed as there are, at most: there launches cost more than rows
-_PADDING_ELSEWHERE: Final = 1.25
+_PARTS: Final = (1, 2, 4, 8)
+# How many rows are computed for one that there is, at most. On a GPU launches cost more than rows; on a CPU a compiled
+# step is not much faster than the model's own, unless it computes in less precision.
+_PADDING: Final = 1.1
+_PADDING_IF_FAST: Final = 2.0
 
 _NOT_CAPTURED: Final = "not captured, and run as they are"
 
@@ -80,17 +82,18 @@ class CaptureSettings:
         return cls(tuple(sorted(rows)), compile is not False, CudaRecorder() if cuda_graphs else None)
 
     def for_slots(self, slots: int) -> Self:
-        """With numbers of rows, if the user has named none: ``slots``, a quarter, a sixteenth of it, and one.
+        """With numbers of rows, if the user has named none: ``slots``, a half, a quarter, an eighth of it, and one.
 
         Args:
             slots: rows in flight at most.
         """
-        rows = self.rows or sorted({max(1, slots // _FEWER**power) for power in range(3)} | {1})
+        rows = self.rows or sorted({max(1, slots // part) for part in _PARTS} | {1})
         return replace(self, rows=tuple(rows))
 
     def rows_for(self, n: int, device: torch.device) -> int | None:
         """On how many rows ``n`` are computed; ``None`` if too many would be computed in vain."""
-        at_most = n * _PADDING.get(device.type, _PADDING_ELSEWHERE)
+        fast = device.type == "cuda" or torch.is_autocast_enabled(device.type)
+        at_most = n * (_PADDING_IF_FAST if fast else _PADDING)
         return next((rows for rows in self.rows if n <= rows <= at_most), None)
 
 
@@ -125,7 +128,7 @@ class CapturedSteps:
             if not settings.compile:
                 return None
             settings = replace(settings, recorder=None)
-        if rows.youngest == 0 and self._watch is not None and self._watch.changed():
+        if rows.youngest == 0 and not adapter.is_private and self._watch is not None and self._watch.changed():
             self._steps, self._watch = {}, None
             logger.info("%s has changed: its captured steps are dropped", type(adapter.model).__name__)
         key = (size, settings.compile, settings.recorder, *_modes(device))
@@ -306,7 +309,7 @@ class _CapturedStep:
     ) -> None:
         self.rows, self.agreement = rows, agreement
         self._spots, self._form, self._frames, self._step = spots, form, frames, step
-        self._fresh: tuple[list[Any], list[Tensor]] | None = None
+        self._fresh: dict[int, tuple[Any, Any]] = {}  # for values without tensors: what full rows of them are
 
     def advance(self, rows: Rows, frames: Tensor | None) -> Outputs | None:
         """One timestep of ``rows``; ``None`` if their values do not lie as those that it was captured with."""
@@ -334,18 +337,21 @@ class _CapturedStep:
 
     def _fresh_state(self, values: list[Any]) -> list[Tensor]:
         """The tensors of ``values`` before the first timestep, in full. Mostly they start from numbers, all alike."""
-        if self._fresh is not None and same(self._fresh[0], values):
-            return self._fresh[1]
-        everyone = _first(self.rows, self.rows, self._form.likes[0].device)
-        template = self._form.put_together([like.empty() for like in self._form.likes])
-        full = [
-            value if spot.row_dim is None else spot.refill(empty, everyone, value)
-            for spot, empty, value in zip(self._spots, template, values, strict=True)
-        ]
-        state = self._form.laid_out(self._form.tensors(full))
-        if not any(tensor.numel() for tensor in tensors(values)):
-            self._fresh = values, state
-        return state
+        template: list[Any] = []
+        full: list[Any] = []
+        for i, (spot, value) in enumerate(zip(self._spots, values, strict=True)):
+            known = self._fresh.get(i)
+            if known is not None and same(known[0], value):
+                full.append(known[1])
+            elif spot.row_dim is None or spot.row_tensors(value):
+                full.append(value)
+            else:
+                template = template or self._form.put_together([like.empty() for like in self._form.likes])
+                everyone = _first(self.rows, self.rows, self._form.likes[0].device)
+                full.append(spot.refill(template[i], everyone, value))
+                if not any(tensor.numel() for tensor in tensors(value)):
+                    self._fresh[i] = value, full[i]
+        return self._form.laid_out(self._form.tensors(full))
 
 
 # -- how values lie -------------------------------------------------------------------------------------------------

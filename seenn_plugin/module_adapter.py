@@ -85,6 +85,8 @@ class ModuleAdapter(Adapter):
 
     registers: ClassVar[tuple[str, ...]] = ("_buffers",)
     """Names of the dictionary attributes in which modules register state, entry by entry."""
+    is_private: bool = False
+    """Whether the model is a copy that nobody else can change."""
     neurons: Collection[nn.Module] = ()
     """The modules of the model that hold state, where :meth:`meet` finds them: by their calls a time loop is found."""
 

@@ -135,6 +135,7 @@ class PreparedAdapter(Adapter):
     def __init__(self, twin: ModuleAdapter, modules: list[tuple[nn.Module, nn.Module]]) -> None:
         super().__init__(twin.model)
         self.twin = twin
+        twin.is_private = True
         self.pairs: list[Pair] = []
         self.channels_last = False
         self.autocast: torch.dtype | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import ne
 from typing import Any, Final
 
 import torch
@@ -31,7 +32,7 @@ class Watch:
         self._skipped: dict[int, set[Any]] = {}
         for store, key in (*state, (vars(model), OCCUPIED)):
             self._skipped.setdefault(id(store), set()).add(key)
-        self._contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        contents: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         held: dict[int, Tensor] = {}
         modules = [module for _, module in every_module(model)]
         stores_of: list[Any] = [store for module in modules for store in _stores(module)]
@@ -43,21 +44,33 @@ class Watch:
                 own = key in MODULE_INTERNALS or type(value) is dict
                 content[key] = value if own else map_tensors(_itself, value)
                 held |= {} if own else {id(tensor): tensor for tensor in tensors(value)}
-            self._contents.append((store, content))
-        self._tensors = [(tensor, *_mark(tensor)) for tensor in held.values()]
+            contents.append((store, content))
+        skipping = [id(store) in self._skipped for store, _ in contents]
+        self._some = [pair for pair, skips in zip(contents, skipping, strict=True) if skips]
+        whole = [pair for pair, skips in zip(contents, skipping, strict=True) if not skips]
+        self._whole = [store for store, _ in whole], [content for _, content in whole]
+        self._tensors = list(held.values())
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._marks = self._read_marks()
         self._samples = _samples([tensor for tensor in held.values() if not tensor.is_meta and is_dense(tensor)])
         self._values = [torch.cat(sample) for sample in self._samples]
 
     def changed(self) -> bool:
         """Whether anything is not as it was."""
         try:
-            if any(self._content(store) != content for store, content in self._contents):
+            if any(map(ne, *self._whole)):
+                return True
+            if any(self._content(store) != content for store, content in self._some):
                 return True
         except Exception:  # two different tensors do not compare to a bool
             return True
-        if any(_mark(tensor) != (version, address) for tensor, version, address in self._tensors):
+        if self._read_marks() != self._marks:
             return True
-        return not same([torch.cat(sample) for sample in self._samples], self._values)
+        samples = [torch.cat(sample) for sample in self._samples]
+        return not all(map(torch.equal, samples, self._values)) and not same(samples, self._values)  # NaN is itself
+
+    def _read_marks(self) -> list[int]:
+        return [*(tensor._version for tensor in self._counted), *(tensor.data_ptr() for tensor in self._tensors)]
 
     def _content(self, store: dict[Any, Any]) -> dict[Any, Any]:
         skipped = self._skipped.get(id(store))
@@ -67,10 +80,6 @@ class Watch:
 def _stores(module: nn.Module) -> Iterator[dict[Any, Any]]:
     yield from stores(module)
     yield from (module._parameters, module._modules)
-
-
-def _mark(tensor: Tensor) -> tuple[int, int]:
-    return (0 if tensor.is_inference() else tensor._version), tensor.data_ptr()
 
 
 def _samples(held: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -85,11 +85,11 @@ class EarlyExitWrapper(nn.Module):
         check_every: timesteps after which the host looks which rows have stopped. Decisions are made at every timestep;
             on a GPU, each look waits for the device, and each timestep without one may compute rows in vain.
         check: whether to check on the first rows that stepping gives the network's own answers.
-        compile: compile single timesteps with ``torch.compile``'s compiler, for ``slots`` rows, a quarter and a
-            sixteenth of that, and one; or for the numbers given, such as ``(64, 1)``. Each is compiled when it is first
-            needed, which may take a minute, compared with the model's own step, and compiled anew when the weights have
-            changed; other numbers of rows, and runs with gradients, take the model's own step. What cannot be compiled
-            warns once and runs as it is.
+        compile: compile single timesteps with ``torch.compile``'s compiler, for ``slots`` rows, a half, a quarter
+            and an eighth of that, and one; or for the numbers given, such as ``(64, 1)``. Each is compiled when it is
+            first needed, which may take a minute, compared with the model's own step, and compiled anew when the
+            weights have changed; other numbers of rows, and runs with gradients, take the model's own step. What
+            cannot be compiled warns once and runs as it is.
         cuda_graphs: replay single timesteps of such numbers of rows as CUDA graphs; may be combined with ``compile``.
         full_run: for a network that is refused: compute all timesteps, and pick the exits afterwards. Nothing is
             saved, and the reports say so; for networks that return the outputs of all timesteps.

@@ -210,15 +210,15 @@ def test_rows_are_whole_after_a_timestep_that_raised():
 
 def test_padded_rows_are_counted_and_leave_no_trace():
     model = spiking_net(torch.float64)
-    snn, recorder = captured(model, (5,), policy=FixedPolicy(4), timesteps=4)
+    snn, recorder = captured(model, (11,), policy=FixedPolicy(4), timesteps=4)
     plain = EarlyExitWrapper(model, FixedPolicy(4), timesteps=4)
-    x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    x = torch.randn(10, 2, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         result, expected = snn.infer(x), plain.infer(x)
-        assert snn.infer(x[:3]).steps_executed == 12  # 5 for 3 would be too many
-    assert_agree(result.logits, expected.logits, "four rows on five", "eager")
+        assert snn.infer(x[:9]).steps_executed == 36  # 11 for 9 would be too many
+    assert_agree(result.logits, expected.logits, "ten rows on eleven", "eager")
     assert recorder.recorded == 1
-    assert (result.steps_executed, expected.steps_executed) == (20, 16)
+    assert (result.steps_executed, expected.steps_executed) == (44, 40)
 
 
 def test_two_wrappers_on_one_model():
@@ -526,8 +526,8 @@ def test_settings():
         return settings.for_slots(slots)
 
     assert CaptureSettings.of(False, False) is None
-    assert slotted(True, 64) == CaptureSettings((1, 4, 16, 64), compile=True)
-    assert slotted(True, 8) == CaptureSettings((1, 2, 8), compile=True)
+    assert slotted(True, 64) == CaptureSettings((1, 8, 16, 32, 64), compile=True)
+    assert slotted(True, 8) == CaptureSettings((1, 2, 4, 8), compile=True)
     assert slotted([64, 1], 8) == CaptureSettings((1, 64), compile=True)
     graphs = CaptureSettings.of(False, True)
     assert graphs is not None
@@ -535,7 +535,9 @@ def test_settings():
     assert graphs.recorder is not None
     settings = CaptureSettings((1, 4, 16), compile=True)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [settings.rows_for(n, cpu) for n in (1, 2, 3, 4, 13, 16, 17)] == [1, None, None, 4, 16, 16, None]
+    assert [settings.rows_for(n, cpu) for n in (1, 2, 3, 4, 14, 15, 16, 17)] == [1, None, None, 4, None, 16, 16, None]
+    with torch.autocast("cpu"):
+        assert [settings.rows_for(n, cpu) for n in (1, 2, 3, 7, 8, 17)] == [1, 4, 4, None, 16, None]
     assert [settings.rows_for(n, cuda) for n in (1, 2, 3, 7, 8, 17)] == [1, 4, 4, None, 16, None]
 
 

@@ -64,6 +64,8 @@ class SpikingJellyAdapter(ModuleAdapter):
     def meet(self, modules: tuple[nn.Module, ...]) -> None:
         recurrent = recurrent_classes()
         self.neurons: list[Any] = [m for m in modules if "_memories" in vars(m) or isinstance(m, recurrent)]
+        self._resettable: list[Any] = [m for m in modules if callable(getattr(m, "reset", None))]
+        self._recurrent = [m for m in modules if isinstance(m, recurrent)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
         self._neuron_steps = NeuronSteps(modules)
 
@@ -74,10 +76,9 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     def reset(self) -> None:
         # As functional.reset_net does, which goes beyond the framework's own modules.
-        for module in self.model.modules():
-            reset = getattr(module, "reset", None)
-            if callable(reset):
-                reset()
+        for module in self._resettable:
+            module.reset()
+        for module in self._recurrent:
             vars(module).pop(RECURRENT_STATE, None)
 
     def owns(self, cell: Cell) -> bool:
