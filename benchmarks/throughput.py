@@ -183,7 +183,7 @@ class Bench:
         self._key = ""
         self._network: Network | None = None
         self._policy: ConfidencePolicy | None = None
-        self._wrappers: dict[tuple[int, str], EarlyExitWrapper] = {}
+        self._wrappers: dict[tuple[int, str, bool], EarlyExitWrapper] = {}
 
     def network(self, key: str) -> Network:
         if key != self._key or self._network is None:
@@ -199,9 +199,9 @@ class Bench:
         return Work(network, samples, scenario.batch, scenario.timesteps, policy)
 
     def wrapper(self, work: Work, option: str) -> EarlyExitWrapper:
-        key = work.timesteps, option
+        key = work.timesteps, option, work.batch == 1
         if key not in self._wrappers:
-            self._wrappers[key] = wrapped(work.network, work.policy, work.timesteps, **options(option))
+            self._wrappers[key] = wrapped(work.network, work.policy, work.timesteps, **options(option, work.batch))
         return self._wrappers[key]
 
     def _calibrated(self, network: Network) -> ConfidencePolicy:
@@ -256,7 +256,7 @@ def prepare(
     A wrapper that is refused, or answers at another timestep than was drawn, is no reason to lose the other ways: the
     row then says what happened.
     """
-    row: dict[str, Any] = {"options": {name: str(value) for name, value in options(option).items()}}
+    row: dict[str, Any] = {"options": {name: str(value) for name, value in options(option, work.batch).items()}}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:

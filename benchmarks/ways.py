@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,19 +67,20 @@ def _first(rows: Tensor) -> tuple[slice | int, ...]:
 # -- options ------------------------------------------------------------------------------------------------------
 
 
-def exact_options() -> dict[str, Any]:
-    """What keeps the arithmetic in float32, and is fastest: compiled, or folded and laid out where nothing compiles."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    return {"compile": True} if compiler else {"fold": True, "channels_last": True}
+def options(name: str, batch: int) -> dict[str, Any]:
+    """Arguments of the wrapper: ``defaults``, ``exact`` (float32), ``bf16``; the fastest for so many rows at a time.
 
-
-def options(name: str) -> dict[str, Any]:
-    """Arguments of the wrapper: ``defaults``, ``exact``, ``bf16``."""
+    In float32 a compiled step is worth its while for single rows only, whose weights it lays out beforehand. Without a
+    C++ compiler it is left out.
+    """
+    copied = {"fold": True, "channels_last": True}
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    compiled = {"compile": (1,) if batch == 1 else (64, 32, 16, 8)}
     return {
-        "defaults": dict[str, Any],
-        "exact": exact_options,
-        "bf16": lambda: {**exact_options(), "autocast": torch.bfloat16},
-    }[name]()
+        "defaults": {},
+        "exact": compiled if compiler and batch == 1 else copied,
+        "bf16": {**(compiled if compiler else copied), "autocast": torch.bfloat16},
+    }[name]
 
 
 def wrapped(network: Network, policy: ConfidencePolicy, timesteps: int, **chosen: Any) -> EarlyExitWrapper:

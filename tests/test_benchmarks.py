@@ -72,7 +72,7 @@ def test_a_measured_row_is_not_measured_again_unless_asked(tiny):
 
 def test_a_way_that_fails_says_so_and_spoils_no_other(scripts, monkeypatch):
     throughput = scripts["throughput"]
-    monkeypatch.setattr(throughput, "options", lambda name: {} if name == "defaults" else {"no_such_option": True})
+    monkeypatch.setattr(throughput, "options", lambda name, _: {} if name == "defaults" else {"no_such_option": True})
     scenario = throughput.Scenario("tiny", "infer", 4, "mean 1.3 of 4", 10, 1, ("full", "defaults", "exact"))
     ways = throughput.measure(scenario, throughput.Bench())["ways"]
     assert "no_such_option" in ways["exact"]["failed"]
