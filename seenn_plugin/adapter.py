@@ -102,7 +102,7 @@ class Rows:
         self.born = born.index_fill(0, index.cpu(), self.now)
         if self.where is not None:
             self.inputs, self.where = self.inputs.index_select(1, self.where), None
-        self.inputs = self.inputs.index_copy(row_dim, index, inputs)
+        self.inputs = self.inputs.clone().index_copy_(row_dim, index, inputs)  # in its own layout
 
 
 @dataclass(frozen=True)

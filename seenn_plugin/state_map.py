@@ -94,8 +94,11 @@ class Spot:
         dim = self.row_dim or 0
         if isinstance(fresh, Tensor) and fresh.numel():
             shape = [*tensor.shape[:dim], index.numel(), *tensor.shape[dim + 1 :]]
-            return tensor.index_copy(dim, index, fresh.to(tensor).expand(shape))
-        return tensor.index_fill(dim, index, float(fresh) if isinstance(fresh, int | float) else 0.0)
+            return tensor.clone().index_copy_(dim, index, fresh.to(tensor).expand(shape))  # in its own layout
+        # One pass over memory, where index_fill makes two: a copy, and the rows.
+        places = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device).index_fill_(0, index, True)
+        value = tensor.new_full((), float(fresh) if isinstance(fresh, int | float) else 0.0)
+        return torch.where(places.view(-1, *[1] * (tensor.ndim - dim - 1)), value, tensor)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-_OWN = ("measuring", "networks", "ways", "compaction", "loop_inside", "throughput", "gpu")
+_OWN = ("measuring", "networks", "ways", "loop_inside", "throughput", "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,7 @@ def test_drawn_exits_are_written_in_the_rows(scripts):
         assert torch.equal(ways.DrawnExits().start(rows[None], True, len(histogram), 10), exits)
 
 
-def test_the_older_scripts_measure_a_row(scripts):
-    row = scripts["compaction"].measure("snntorch", 1.3, batch=1, pairs=1)
-    assert set(row["milliseconds_per_row"]) == {"early", "full", "stepped"}
-    assert row["ideal"] == pytest.approx(4 / 1.3)
+def test_the_loop_inside_is_measured(scripts):
     row = scripts["loop_inside"].measure(timesteps=4, batch=1, pairs=2)
     assert set(row["milliseconds"]) == {"stepped", "own"}
 

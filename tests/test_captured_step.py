@@ -485,7 +485,7 @@ def test_a_compiler_that_fails_is_reported_and_the_model_runs(monkeypatch):
     monkeypatch.setattr("seenn_plugin.captured_step.compiled", broken)
     model = spiking_net()
     snn = EarlyExitWrapper(model, FixedPolicy(4), timesteps=4, compile=True)
-    x = torch.randn(4, 2, 6, 6)
+    x = torch.randn(8, 2, 6, 6)
     with torch.no_grad():
         with pytest.warns(RuntimeWarning, match="run as they are: OSError: no C\\+\\+ compiler.$"):
             result = snn.infer(x)
@@ -507,7 +507,7 @@ def test_cuda_graphs_need_a_cuda_device(compile, monkeypatch):
     compilations = []
     monkeypatch.setattr("seenn_plugin.captured_step.compiled", lambda graph, _: compilations.append(1) or graph)
     snn = EarlyExitWrapper(spiking_net(), FixedPolicy(4), timesteps=4, compile=compile, cuda_graphs=True)
-    x = torch.randn(4, 2, 6, 6)
+    x = torch.randn(8, 2, 6, 6)
     with torch.no_grad():
         with pytest.warns(RuntimeWarning, match="not replayed as CUDA graphs: .* are on cpu"):
             snn.infer(x)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from seenn_plugin import EarlyExitWrapper
 from seenn_plugin.adapter import Adapter
 from seenn_plugin.errors import AdapterError, InputError, ModelRefused
+from seenn_plugin.module_state import tensors
 from seenn_plugin.policies import RLPolicy
 from seenn_plugin.prepared import PreparedAdapter
 from seenn_plugin.testing import Snapshot
@@ -198,13 +199,16 @@ def test_the_networks_of_these_tests_spike_and_the_copy_answers_the_same(net, op
 
 @each_options
 def test_rows_can_take_the_places_of_others(options):
+    """In the memory layout of those who were there: a conversion in every timestep would cost what it saves."""
     snn = wrap(jelly(3), readout="last", **options)
     x = frames(1)
     own, adapter = trace(wrap(jelly(3)), x), copy_of(snn, x)
     with torch.no_grad():
         rows = adapter.begin(x[:2], False)
         adapter.advance(rows)
+        layouts = [value.stride() for value in tensors(rows.memory.values)]
         adapter.place(rows, torch.tensor([1]), x[2:3])
+        assert [value.stride() for value in tensors(rows.memory.values)] == layouts
         outputs = [adapter.advance(rows)[0][0] for _ in range(2)]
     assert torch.equal(torch.stack(outputs)[:, 0], own[1:3, 0])
     assert torch.equal(torch.stack(outputs)[:, 1], own[:2, 2])
