@@ -238,7 +238,9 @@ class EarlyExitWrapper(nn.Module):
             way = self._way(look, inputs)
 
             def start(rows: Tensor) -> Any:
-                return self._start(self._rows(rows, 0, slots), look)
+                # By the policy that the stream began with, whatever the wrapper's is by then.
+                rows = self._rows(rows, 0, slots)
+                return start_rows(way.policy, rows, self._is_sequence, look.timesteps, look.classes)
 
             return way, not self._why_not_refillable(way, look, inputs, start(inputs)), start
 

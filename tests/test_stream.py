@@ -179,6 +179,18 @@ def test_streams_and_batches_interleave_on_one_model():
     assert found == expected
 
 
+def test_a_stream_keeps_the_policy_that_it_began_with():
+    task = readable(30, 3)
+    snn = EarlyExitWrapper(reader().eval(), Announced(), input="sequence", readout="last")
+    plan = snn.plan(task.frames).timesteps.tolist()
+    stream = snn.stream(task.frames.unbind(1), slots=4)
+    exits = [next(stream).timesteps]
+    snn.policy = FixedPolicy(1)
+    exits += [item.timesteps for item in stream]
+    assert exits == plan
+    assert [item.timesteps for item in snn.stream(task.frames.unbind(1), slots=4)] == [1] * 30
+
+
 def test_gradients_are_off_inside_and_as_they_were_outside():
     snn = wrapped()
     for item in snn.stream(samples(9), slots=2):
