@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper, accuracy_curve, evaluate
-from seenn_plugin.errors import CalibrationError, OptionalDependencyError, PolicyError
+from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError, PolicyError
 from seenn_plugin.policies import ConfidencePolicy, RLPolicy
 from seenn_plugin.policy_training import FitSettings
-from seenn_plugin.policy_training.run import Precision
+from seenn_plugin.training.run import Precision
 
 from .rl_tasks import CLASSES, FEATURES, T, policy_net, readable, reader, wrapped
 
@@ -199,10 +199,10 @@ def test_an_interrupted_fit_goes_on_with_the_same_result(tmp_path, fatal):
 
 def test_a_checkpoint_of_another_fit_is_refused_by_name(tmp_path):
     fitted(checkpoint=tmp_path / "fit.pt", **QUICK)
-    with pytest.raises(PolicyError, match=r"another fit: epochs \(2 there, 3 here\), seed \(0 there, 4 here\)"):
+    with pytest.raises(InputError, match=r"another training: epochs \(2 there, 3 here\), seed \(0 there, 4 here\)"):
         fitted(checkpoint=tmp_path / "fit.pt", epochs=3, seed=4)
     (tmp_path / "fit.pt").write_bytes(b"something else")
-    with pytest.raises(PolicyError, match="no checkpoint of fit_policy"):
+    with pytest.raises(InputError, match="no checkpoint of training"):
         fitted(checkpoint=tmp_path / "fit.pt", **QUICK)
 
 

@@ -14,8 +14,8 @@ from ..errors import CalibrationError, PolicyError
 from ..operations import count_operations
 from ..policies import RLPolicy
 from ..policies.networks import is_default
+from ..training.monitor import Monitor
 from .fitter import Fitter, device_of
-from .monitor import Monitor
 from .recording import Recording, record
 from .report import FitPoint, PolicyFit
 from .rewards import REWARDS
@@ -53,7 +53,7 @@ def fit_policy(
             f"give one target: max_accuracy_drop=..., average_timesteps=..., or the dial itself, {kind.dial_name}=..."
         )
     reward = None if fixed is None else kind(fixed)  # before the work: it is cheap to get wrong
-    monitor = Monitor(progress, log_dir)
+    monitor = Monitor("policy", progress, log_dir)
     device = device_of(snn)
     with (
         torch.enable_grad(),

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..operations import count_operations
 from ..policies import RLPolicy
 from ..policies.networks import default_network, is_default
 from ..policies.rl import FittedFor, in_evaluation_mode, policy_logits
-from .checkpoint import Checkpoint
-from .monitor import Monitor
+from ..training.checkpoint import Checkpoint
+from ..training.monitor import Monitor
+from ..training.run import Losses, Precision, Run
 from .objectives import OBJECTIVES, first_step_weights, joint_loss, mean_entropy
 from .recording import Recording, answers_of, observe, outcome, plan_all, record, seen
 from .report import FitPoint
 from .rewards import Reward
-from .run import Losses, Precision, Run
 from .settings import FitSettings
 
 if TYPE_CHECKING:
@@ -106,14 +107,7 @@ class Fitter:
             network.load_state_dict(finished)
             return self._point_of(network, reward, self.validation)
         torch.manual_seed(self.settings.seed)
-        run = Run(
-            reward.name,
-            {"policy": network},
-            {"policy": self.settings.learning_rate},
-            self.settings.weight_decay,
-            self.settings.epochs,
-            self.precision,
-        )
+        run = self._run(reward.name, {"policy": (network, self.settings.learning_rate)}, self.settings.epochs)
         losses = self._live_losses if self.settings.augmented else self._recorded_losses
         with _training(network):
             run.train(
@@ -124,6 +118,17 @@ class Fitter:
             )
         self.checkpoint.finish(reward.name, network.state_dict())
         return self._point_of(network, reward, self.validation)
+
+    def _run(self, name: str, trained: dict[str, tuple[nn.Module, float]], epochs: int) -> Run:
+        """AdamW over modules, each with its learning rate, which falls to 0 along a cosine."""
+        groups = [
+            {"params": [p for p in module.parameters() if p.requires_grad], "lr": learning_rate}
+            for module, learning_rate in trained.values()
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        schedule = CosineAnnealingLR(optimizer, epochs)
+        modules = {key: module for key, (module, _) in trained.items()}
+        return Run(name, modules, optimizer, schedule, epochs, self.precision)
 
     def _entropy_weight(self, reward: Reward, epoch: int) -> float:
         spread = float(reward(self.train.right[:, self.columns], self.candidates).std())
@@ -196,14 +201,11 @@ class Fitter:
 
     def _finetune(self, name: str, model: nn.Module, network: nn.Module, reward: Reward) -> None:
         torch.manual_seed(self.settings.seed)
-        run = Run(
-            name,
-            {"policy": network, "model": model},
-            {"policy": self.settings.learning_rate, "model": self.settings.finetune_learning_rate},
-            self.settings.weight_decay,
-            self.settings.finetune_epochs,
-            self.precision,
-        )
+        trained = {
+            "policy": (network, self.settings.learning_rate),
+            "model": (model, self.settings.finetune_learning_rate),
+        }
+        run = self._run(name, trained, self.settings.finetune_epochs)
         with _training(network):
             run.train(lambda epoch: self._joint_losses(network, reward), self.checkpoint, self.monitor, dict)
         self.checkpoint.finish(name, {"policy": network.state_dict(), "model": model.state_dict()})

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CalibrationError
 from .checkpoint import Checkpoint
@@ -29,7 +30,7 @@ class Precision:
 
     @classmethod
     def of(cls, amp: str, device: torch.device) -> Precision:
-        """What ``FitSettings.amp`` means on a device."""
+        """What ``"auto"``, ``"off"``, ``"bf16"`` or ``"fp16"`` (GPU only) mean on a device."""
         on_gpu = device.type == "cuda"
         if amp == "auto":
             amp = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "off"
@@ -46,38 +47,44 @@ class Precision:
 
 
 class Run:
-    """AdamW with a cosine schedule over some modules.
+    """Trains some modules with an optimizer and a schedule.
 
     Args:
         name: of the run, in checkpoint and logs.
-        modules: what is trained, by name.
-        learning_rates: one for each of the modules.
-        weight_decay: of AdamW.
+        modules: what is trained, or follows what is trained, by name.
+        optimizer: of their parameters.
+        schedule: of its learning rates.
         epochs: to train.
         precision: mixed precision.
+        schedule_every: ``"epoch"`` or ``"step"`` of the optimizer: when the schedule moves on.
+        clip: the largest norm of a gradient; ``None``: any.
+        after_step: called after every step of the optimizer.
     """
 
     def __init__(
         self,
         name: str,
         modules: dict[str, nn.Module],
-        learning_rates: dict[str, float],
-        weight_decay: float,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
         epochs: int,
         precision: Precision,
+        schedule_every: str = "epoch",
+        clip: float | None = None,
+        after_step: Callable[[], object] = lambda: None,
     ) -> None:
         self.name = name
         self.epochs = epochs
         self._modules = modules
         self._precision = precision
-        groups = [
-            {"params": [p for p in module.parameters() if p.requires_grad], "lr": learning_rates[key]}
-            for key, module in modules.items()
-        ]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
-        self._schedule = CosineAnnealingLR(self._optimizer, epochs)
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._schedule_every = schedule_every
+        self._clip = clip
+        self._after_step = after_step
         self._scaler = precision.scaler()
         self._epoch = 0
+        self._history: list[dict[str, float]] = []
 
     def train(
         self,
@@ -85,12 +92,15 @@ class Run:
         checkpoint: Checkpoint,
         monitor: Monitor,
         scalars: Callable[[], dict[str, float]],
-    ) -> None:
+    ) -> list[dict[str, float]]:
         """Train to the last epoch, from the checkpoint if this run was under way there.
 
         Args:
             losses: called for every epoch, with its number, counted from 0.
             scalars: further facts of an epoch, for the monitor.
+
+        Returns:
+            The mean loss and the further facts of every epoch.
         """
         kept = checkpoint.running(self.name)
         if kept is not None:
@@ -99,8 +109,10 @@ class Run:
             while self._epoch < self.epochs:
                 loss = self._one_epoch(losses(self._epoch))
                 self._epoch += 1
+                self._history.append({"loss": loss, **scalars()})
                 checkpoint.keep(self.name, self._state)
-                monitor.epoch(self._epoch, {"loss": loss, **scalars()})
+                monitor.epoch(self._epoch, self._history[-1])
+        return self._history
 
     def _one_epoch(self, losses: Losses) -> float:
         total, rows = torch.zeros((), device=self._precision.device), 0
@@ -109,21 +121,30 @@ class Run:
                 loss = compute()
             self._optimizer.zero_grad()
             self._scaler.scale(loss).backward()
+            if self._clip is not None:
+                self._scaler.unscale_(self._optimizer)
+                trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(trained, self._clip)
             self._scaler.step(self._optimizer)
             self._scaler.update()
+            if self._schedule_every == "step":
+                self._schedule.step()
+            self._after_step()
             total, rows = total + loss.detach() * n, rows + n
         if not rows:
             raise CalibrationError(
                 "the training loader yields nothing when it is iterated again: give a list or a DataLoader, not a "
                 "generator."
             )
-        self._schedule.step()
+        if self._schedule_every == "epoch":
+            self._schedule.step()
         return float(total) / rows
 
     def _state(self) -> dict[str, Any]:
         device = self._precision.device
         return {
             "epoch": self._epoch,
+            "history": self._history,
             "modules": {name: module.state_dict() for name, module in self._modules.items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -134,6 +155,7 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._epoch = state["epoch"]
+        self._history = state["history"]
         for name, module in self._modules.items():
             module.load_state_dict(state["modules"][name])
         self._optimizer.load_state_dict(state["optimizer"])

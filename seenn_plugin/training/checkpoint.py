@@ -1,4 +1,4 @@
-"""A file from which an interrupted fit goes on as if it had not been interrupted."""
+"""A file from which interrupted training goes on as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from ..errors import PolicyError
+from ..errors import InputError
 
 
 class Checkpoint:
-    """The finished runs of a fit, and the one under way, after its last whole epoch.
+    """The finished runs, and the one under way, after its last whole epoch.
 
     Written with ``torch.save`` and read with ``weights_only=True``: it holds tensors and plain values, and reading it
     runs no code.
 
     Args:
         path: where it lies; read if it is there. ``None``: nothing is written.
-        facts: plain values that must be the same for a fit to go on.
+        facts: plain values that must be the same for training to go on.
 
     Raises:
-        PolicyError: the file is no checkpoint, or one of another fit.
+        InputError: the file is no checkpoint, or one of another training.
     """
 
     def __init__(self, path: str | Path | None, facts: dict[str, Any]) -> None:
@@ -66,14 +66,14 @@ def _read(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         saved, _, _ = content["facts"], content["finished"], content["running"]
     except Exception as error:  # what the reader raises depends on what is there instead
-        raise PolicyError(f"{path} is no checkpoint of fit_policy: {error!r}") from error
+        raise InputError(f"{path} is no checkpoint of training: {error!r}") from error
     different = [
         f"{name} ({saved.get(name)!r} there, {facts.get(name)!r} here)"
         for name in sorted({*saved, *facts})
         if saved.get(name) != facts.get(name)
     ]
     if different:
-        raise PolicyError(
-            f"{path} is the checkpoint of another fit: {', '.join(different)}. Delete it, or name another file."
+        raise InputError(
+            f"{path} is the checkpoint of another training: {', '.join(different)}. Delete it, or name another file."
         )
     return content

@@ -1,4 +1,4 @@
-"""What a fit shows while it runs: a progress bar, and TensorBoard scalars when asked."""
+"""What training shows while it runs: a progress bar, and TensorBoard scalars when asked."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Monitor:
     """Follows one run after the other.
 
     Args:
+        title: before the names of the runs in the progress bar.
         progress: whether to show a progress bar for each run.
         log_dir: folder of TensorBoard event files, one folder in it for each run; ``None``: none are written.
 
@@ -23,7 +24,8 @@ class Monitor:
         OptionalDependencyError: ``log_dir`` is given and TensorBoard is not installed.
     """
 
-    def __init__(self, progress: bool, log_dir: str | Path | None) -> None:
+    def __init__(self, title: str, progress: bool, log_dir: str | Path | None) -> None:
+        self.title = title
         self.progress = progress
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._bar: Any = None
@@ -39,7 +41,9 @@ class Monitor:
     @contextmanager
     def run(self, name: str, epochs: int, done: int) -> Iterator[None]:
         """One run of ``epochs``, of which ``done`` were made before."""
-        self._bar = tqdm(total=epochs, initial=done, desc=f"policy {name}", unit="epoch", disable=not self.progress)
+        self._bar = tqdm(
+            total=epochs, initial=done, desc=f"{self.title} {name}", unit="epoch", disable=not self.progress
+        )
         if self._log_dir is not None:
             # What was written beyond the epoch at which an interrupted run goes on is hidden.
             self._writer = _summary_writer()(str(self._log_dir / name), purge_step=done + 1)
