@@ -31,10 +31,10 @@ def held_out(data: Dataset[Any], labels: list[int], split: str) -> Subset[Any]:
     except ImportError as error:
         raise OptionalDependencyError("scikit-learn", "train", "splitting data") from error
     try:
-        train, validation = train_test_split(range(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=0)
+        parts = train_test_split(range(len(labels)), test_size=HELD_OUT, stratify=labels, random_state=0)
     except ValueError as error:
         raise InputError(f"the training data cannot be split: {error}") from error
-    return Subset(data, {"train": train, "validation": validation}[split])
+    return Subset(data, list(parts[("train", "validation").index(split)]))
 
 
 def cifar10(root: str | Path, split: str = "test", augment: str = "none") -> Dataset[tuple[Tensor, int]]:

@@ -1,6 +1,6 @@
 """Training spiking networks whose early answers are good ones."""
 
 from .losses import tet_loss
-from .recipe import Epoch, Recipe, train
+from .recipe import Epoch, Forward, Recipe, accuracy, train
 
-__all__ = ["Epoch", "Recipe", "tet_loss", "train"]
+__all__ = ["Epoch", "Forward", "Recipe", "accuracy", "tet_loss", "train"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -167,6 +167,30 @@ def train(
     return [Epoch(facts.pop("loss"), tuple(facts.values())) for facts in map(dict, finished["history"])]
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, forward: Forward, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Of the mean output over the first t = 1..T timesteps, a fraction, for each t.
+
+    Raises:
+        InputError: ``forward`` returns no ``[T, N, C]``.
+        CalibrationError: there is no batch.
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    right = [
+        _outputs(model, forward, inputs.to(device)).cumsum(0).argmax(2).cpu() == labels for inputs, labels in batches
+    ]
+    if not right:
+        raise CalibrationError("the loader yielded no sample.")
+    return torch.cat(right, 1).double().mean(1).tolist()
+
+
+def _outputs(model: nn.Module, forward: Forward, inputs: Tensor) -> Tensor:
+    outputs = forward(model, inputs)
+    if outputs.ndim != 3 or outputs.shape[1] != len(inputs):
+        raise InputError(f"forward must return outputs [T, N, C] of {len(inputs)} rows, not {tuple(outputs.shape)}.")
+    return outputs.float()
+
+
 def _size(data: Dataset[Any]) -> int:
     size = getattr(data, "__len__", None)
     if size is None or not size():
@@ -234,28 +258,14 @@ class _Training:
                 inputs, labels = self._mix(inputs, labels)
             yield partial(self._loss, inputs, labels), len(inputs)
 
-    @torch.no_grad()
     def accuracies(self) -> dict[str, float]:
-        """On the validation data, of the mean output over the first t timesteps."""
         if self._validation is None:
             return {}
-        model, right, samples = self.result.eval(), torch.zeros((), dtype=torch.long), 0
-        for inputs, labels in self._validation:
-            outputs = self._outputs(model, inputs.to(self._device))
-            right = right + (outputs.cumsum(0).argmax(2).cpu() == labels).sum(1)
-            samples += len(labels)
-        return {f"accuracy/{t}": float(count) / samples for t, count in enumerate(right, start=1)}
-
-    def _outputs(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        outputs = self._forward(model, inputs)
-        if outputs.ndim != 3 or outputs.shape[1] != len(inputs):
-            raise InputError(
-                f"forward must return outputs [T, N, C] of {len(inputs)} rows, not {tuple(outputs.shape)}."
-            )
-        return outputs.float()
+        found = accuracy(self.result.eval(), self._forward, self._validation)
+        return {f"accuracy/{t}": value for t, value in enumerate(found, start=1)}
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        outputs, recipe = self._outputs(self._model, inputs), self._recipe
+        outputs, recipe = _outputs(self._model, self._forward, inputs), self._recipe
         if recipe.loss == "tet":
             return tet_loss(outputs, labels, recipe.tet_lambda, label_smoothing=recipe.label_smoothing)
         return cross_entropy(outputs.mean(0), labels, label_smoothing=recipe.label_smoothing)
@@ -267,7 +277,7 @@ class _Training:
     @torch.no_grad()
     def _classes(self, data: Dataset[Any]) -> int:
         inputs, _ = next(iter(DataLoader(data, batch_size=1)))
-        return self._outputs(self._model.eval(), inputs.to(self._device)).shape[2]
+        return _outputs(self._model.eval(), self._forward, inputs.to(self._device)).shape[2]
 
 
 def _moving_average(model: nn.Module, decay: float) -> AveragedModel:

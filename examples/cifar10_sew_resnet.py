@@ -1,0 +1,66 @@
+"""A small SEW-ResNet (SpikingJelly) on CIFAR-10 that stops at every image as soon as it knows the answer.
+
+    python examples/cifar10_sew_resnet.py --data DIR --pretrained   # numbers in a minute
+    python examples/cifar10_sew_resnet.py --data DIR                # train it, an hour or two on two cores
+
+DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), or ``train/<class>/`` and
+``test/<class>/`` of image files.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from common import Example, Stage, main
+from seenn_spikingjelly.networks import run, small_sew_resnet
+from torch import Tensor, nn
+
+from seenn_plugin.pretrained import Card
+from seenn_plugin.training import Recipe
+
+TIMESTEPS = 4
+NETWORK = {"channels": 48}
+
+
+def build() -> nn.Module:
+    return small_sew_resnet(**NETWORK).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def forward(model: nn.Module, images: Tensor, timesteps: int) -> Tensor:
+    return run(model, images.contiguous(memory_format=torch.channels_last), timesteps)
+
+
+EXAMPLE = Example(
+    name="cifar10-small-sew-resnet",
+    card=Card(
+        title="Small SEW-ResNet on CIFAR-10",
+        network="seenn_spikingjelly.networks:small_sew_resnet",
+        arguments=NETWORK,
+        wrapper={"timesteps": TIMESTEPS},
+        loader="seenn_plugin.data:cifar10",
+        loader_arguments={},
+        data="CIFAR-10",
+        recipe=[],
+        seed=0,
+    ),
+    build=build,
+    stages=[
+        # One timestep teaches most of it, at a quarter of the price.
+        Stage(
+            "one-timestep",
+            Recipe(epochs=20, learning_rate=0.1, warmup=1, amp="bf16"),
+            partial(forward, timesteps=1),
+            {"augment": "crop"},
+        ),
+        Stage(
+            "all-timesteps",
+            Recipe(epochs=10, learning_rate=0.05, warmup=0.5, ema=0.999, amp="bf16"),
+            partial(forward, timesteps=TIMESTEPS),
+            {"augment": "crop"},
+        ),
+    ],
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)
