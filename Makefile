@@ -11,8 +11,8 @@ demo: $(READY)
 	$(BIN)/seenn demo
 
 test: $(READY) $(OLD_SPIKINGJELLY)
-	$(BIN)/python -m pytest
-	PYTHONPATH=$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest tests/spikingjelly tests/zoo/test_spikingjelly_models.py
+	$(BIN)/python -m pytest --numprocesses auto
+	PYTHONPATH=$(OLD_SPIKINGJELLY) $(BIN)/python -m pytest --numprocesses auto tests/spikingjelly tests/zoo/test_spikingjelly_models.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -123,6 +123,7 @@ class Flight:
     _readout: RowMemory
     _leaving: Leaving
     _clock: Tensor  # long [n] on the CPU
+    _gone: Tensor  # long: the places of those who have just left, if not everybody has
     _timestep: Tensor  # the same where the rows are; one tensor if they are on the CPU
 
     def __init__(self, way: Way) -> None:
@@ -183,7 +184,9 @@ class Flight:
             assert fresh is None
             self.tickets = self.tickets[:0]
             return
-        gone, stay = (mask.nonzero().squeeze(1) for mask in (self._stopped, ~self._stopped))
+        gone = self._gone
+        # A second nonzero() would let the host wait for the device once more.
+        stay = self._stopped.to(torch.uint8).argsort(stable=True)[: len(self) - gone.numel()]
         self._readout.keep(stay)
         self._leaving.keep(stay)
         if fresh is None:
@@ -214,7 +217,7 @@ class Flight:
         self._stopped = stopped
         if stopped is None:
             return Exits(self.tickets, *answer)
-        index = stopped.nonzero().squeeze(1)  # here the host waits for the device
+        self._gone = index = stopped.nonzero().squeeze(1)  # here the host waits for the device
         if not index.numel():
             return None
         if index.numel() == len(self):
