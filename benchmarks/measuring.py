@@ -6,13 +6,10 @@ import ctypes
 import gc
 import hashlib
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -21,9 +18,10 @@ from typing import Any
 
 import torch
 
+from seenn_plugin import provenance
+
 RESULTS = Path(__file__).parent / "results"
 _ROOT = Path(__file__).parent.parent
-_PACKAGES = ("torch", "spikingjelly", "snntorch", "triton", "cupy-cuda13x", "cupy-cuda12x")
 # What a measurement is of. The scripts that choose and print rows are left out: a result knows what was asked.
 _MEASURED_CODE = ("seenn_plugin", "adapters", "benchmarks/measuring.py", "benchmarks/networks.py", "benchmarks/ways.py")
 
@@ -142,14 +140,8 @@ def give_back_free_memory() -> None:
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    found = {
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: number for package in _PACKAGES if (number := _version(package))},
-    }
+    """Processor, threads and versions; with a CUDA device all of it that speed depends on."""
+    found = {**provenance.machine(device), **provenance.versions()}
     return found | (_gpu(device) if device is not None and device.type == "cuda" else {})
 
 
@@ -161,20 +153,12 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = "unknown"
     return {
-        "gpu": properties.name,
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
         "driver": driver,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tf32": torch.backends.cudnn.allow_tf32,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def code() -> str:
@@ -185,15 +169,6 @@ def code() -> str:
         for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
             digest.update(str(file.relative_to(_ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def commit() -> str:
-    """The commit that is checked out, for people; :func:`code` also knows of changes that are not committed."""
-    try:
-        command = ["git", "-C", str(_ROOT), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _lines(path: str) -> list[str]:
@@ -219,7 +194,7 @@ class Results:
         return name in self.rows and self.rows[name]["of"] == json.loads(json.dumps(of))
 
     def add(self, name: str, of: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-        self.rows[name] = {"of": dict(of), "commit": commit(), **row}
+        self.rows[name] = {"of": dict(of), "commit": provenance.commit() or "unknown", **row}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps({"rows": self.rows}, indent=1) + "\n")
 

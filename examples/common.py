@@ -1,7 +1,8 @@
 """What the examples on real data share: train, or take what is trained, and let every sample stop early.
 
-python examples/<name>.py --data DIR --pretrained   # numbers in a minute
-python examples/<name>.py --data DIR                # train it
+python examples/<name>.py --data DIR --pretrained               # numbers in a minute
+python examples/<name>.py --data DIR                            # train it
+python examples/<name>.py --data DIR --pretrained runs/<name>   # numbers of what was trained
 """
 
 from __future__ import annotations
@@ -85,7 +86,14 @@ def main(example: Example, arguments: Sequence[str] | None = None) -> None:
     """Train or load the network of an example, calibrate it on the validation data, and report on the test data."""
     parser = argparse.ArgumentParser(description=example.card.title)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
-    parser.add_argument("--pretrained", action="store_true", help=f"take the weights in checkpoints/{example.name}")
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        nargs="?",
+        const=CHECKPOINTS / example.name,
+        metavar="FOLDER",
+        help=f"take the weights in a folder (default: checkpoints/{example.name})",
+    )
     parser.add_argument("--out", type=Path, help=f"folder to train in (default: runs/{example.name}-seed<seed>)")
     parser.add_argument("--data-name", default=example.card.data, help="what the data is called in the model card")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of training")
@@ -93,8 +101,8 @@ def main(example: Example, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that load data")
     asked = parser.parse_args(arguments)
-    if asked.pretrained:
-        net = Pretrained.load(CHECKPOINTS / example.name, asked.device)
+    if asked.pretrained is not None:
+        net = Pretrained.load(asked.pretrained, asked.device)
     else:
         out = asked.out or Path("runs") / f"{example.name}-seed{asked.seed}"
         example = replace(example, card=replace(example.card, data=asked.data_name, seed=asked.seed))

@@ -1,4 +1,7 @@
-"""The ``seenn`` command: ``demo``, and ``evaluate``, ``calibrate`` and ``explain`` on a model of one's own.
+"""The ``seenn`` command.
+
+``demo``; ``evaluate``, ``calibrate`` and ``explain`` on a model of one's own or a trained network; ``study`` and
+``results`` on trained networks.
 
 Exit codes: 0 done, 1 the library refuses (one line on stderr), 2 wrong usage or a missing extra.
 """
@@ -7,26 +10,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .command_line import parser
 from .energy import EnergyReport, measure_energy
 from .errors import InputError, OptionalDependencyError, PolicyError, SeennError
-from .loading import UsageError, load_data, load_model
+from .loading import (
+    UsageError,
+    check_batch_size,
+    class_names,
+    existing_folder,
+    load_checkpoint,
+    load_data,
+    load_model,
+)
 from .metrics import evaluate
 from .naming import unknown_name
 from .policies import ALIASES, FixedPolicy, Policy, RLPolicy, make_policy
-from .synaptic import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
 from .wrapper import EarlyExitWrapper
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 # Options that set a policy, and the policy's own name for each.
 _POLICY_OPTIONS = {
@@ -36,6 +44,8 @@ _POLICY_OPTIONS = {
     "fixed_timesteps": "timesteps",
     "policy_folder": "folder",
 }
+_WRAPPER_OPTIONS = {"timesteps": None, "input": "static", "time_dim": 0, "readout": "auto"}
+"""Options that say how a network takes time and answers, which the card of a trained network says, too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,20 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as after ``seenn`` on the command line; by default those of this process.
     """
     try:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         command, chosen = options.subcommand, options[options.subcommand]
         if command == "demo":
             return _demo(chosen)
         # What a model or a loader prints must not mix with the answer.
         with redirect_stdout(sys.stderr), _importable_here():
-            code, page, facts = {"evaluate": _evaluate, "calibrate": _calibrate, "explain": _explain}[command](chosen)
+            code, page, facts = _COMMANDS[command](chosen)
     except (UsageError, OptionalDependencyError) as error:
         _complain(error)
         return 2
     except SeennError as error:
         _complain(error)
         return 1
-    _say(json.dumps(facts) if chosen.json else page)
+    _say(json.dumps(facts) if chosen.get("json") else page)
     return code
 
 
@@ -69,73 +79,6 @@ def _say(text: str) -> None:
 
 def _complain(error: Exception) -> None:
     sys.stderr.write(f"seenn: {' '.join(str(error).split())}\n")
-
-
-# -- the command line -------------------------------------------------------------------------------------------------
-
-
-def _parser() -> ArgumentParser:
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError as error:
-        raise OptionalDependencyError("jsonargparse", "cli", "the seenn command") from error
-
-    parser = ArgumentParser(prog="seenn", description="Early exit for spiking neural networks.")
-    commands = parser.add_subcommands(required=True)
-
-    demo = ArgumentParser(description="Two small networks on handwritten digits, with and without early exit.")
-    demo.add_argument("--seed", type=int, default=0, help="draws the splits, the first weights, the order of training")
-    demo.add_argument("--out", default="seenn-demo", help="folder for report.json and figure.png")
-    demo.add_argument("--policy", default="confidence", help=", ".join(sorted(ALIASES)))
-    demo.add_argument("--quick", action="store_true", help="train for a few epochs only, to see that all works")
-    commands.add_subcommand("demo", demo, help="train, calibrate and measure two small networks")
-
-    for name, help_text in (
-        ("evaluate", "accuracy, timesteps and throughput of your model with early exit"),
-        ("calibrate", "choose the policy's threshold and temperature on held-out data"),
-        ("explain", "how your model is stepped, or why it is refused"),
-    ):
-        command = ArgumentParser(description=help_text)
-        _add_model_options(command)
-        if name == "evaluate":
-            command.add_argument("--energy", action="store_true", help="count synaptic operations and energy, too")
-            command.add_argument("--picojoules_per_ac", type=float, default=PICOJOULES_PER_AC, help="45 nm by default")
-            command.add_argument("--picojoules_per_mac", type=float, default=PICOJOULES_PER_MAC, help="likewise")
-        if name == "calibrate":
-            command.add_argument("--max_accuracy_drop", type=float, help="0.005 allows half a point below full T")
-            command.add_argument("--average_timesteps", type=float, help="the most mean timesteps allowed")
-        commands.add_subcommand(name, command, help=help_text)
-    return parser
-
-
-def _add_model_options(command: ArgumentParser) -> None:
-    add = command.add_argument
-    add("--config", action="config", help="file with any of these options, as calibrate --json gives in 'settings'")
-    add("--model", required=True, help="package.module:factory; called without arguments, returns an nn.Module")
-    add("--weights", help="a state_dict: .safetensors, or saved by torch.save")
-    add("--data", required=True, help="package.module:factory of a loader of (x, labels), or .npz with x and y")
-    add("--batch_size", type=int, default=64, help="for .npz data")
-    add("--timesteps", type=int, help="T, the most timesteps that a sample may take")
-    add("--policy", default="confidence", help=", ".join(sorted(ALIASES)))
-    add("--threshold", type=float, help="a sample stops above this score")
-    add("--temperature", type=float, help="the logits are divided by it before they are scored")
-    add("--patience", type=int, help="for --policy patience: timesteps with the same answer")
-    add("--fixed_timesteps", type=int, help="for --policy fixed: timesteps of every sample")
-    add("--policy_folder", help="for --policy rl: what RLPolicy.save has written")
-    add("--input", default="static", help="static: [N, ...] at every timestep; sequence: one frame per timestep")
-    add("--time_dim", type=int, default=0, help="time axis of a sequence: 0 for [T, N, ...], 1 for [N, T, ...]")
-    add("--readout", default="auto", help="auto, sum, mean, last, membrane, max or first_spike")
-    add("--adapter", default="auto", help="auto, or the name of an installed adapter")
-    add("--chunk", type=int | Literal["auto"], default=1, help="timesteps computed at a time; auto measures")
-    add("--slots", type=int, help="samples in flight at most (default: 64 on a CPU, 256 elsewhere)")
-    add("--check_every", type=int, default=1, help="timesteps between two looks at who has stopped")
-    add("--compile", action="store_true", help="compile single timesteps; takes a minute or more at first use")
-    add("--cuda_graphs", action="store_true", help="replay single timesteps as CUDA graphs")
-    add("--fold", action="store_true", help="fold batch normalisation into the layer before it, in a copy")
-    add("--channels_last", action="store_true", help="keep images channels-last, in a copy")
-    add("--autocast", type=Literal["bfloat16", "float16"], help="run a copy under autocast with this dtype")
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--json", action="store_true", help="one JSON object on stdout")
 
 
 # -- the commands: each returns the exit code, a page for people and facts for machines --------------------------------
@@ -151,8 +94,9 @@ def _demo(options: Any) -> int:
 
 
 def _evaluate(options: Any) -> Answer:
-    snn = _wrapped(options)
-    result = evaluate(snn, _data(options), progress=True)
+    source = _source(options, split="test")
+    snn = source.snn
+    result = evaluate(snn, source.loader(), progress=True)
     page = [
         f"policy          {snn.policy}",
         f"samples         {result.samples}",
@@ -173,14 +117,34 @@ def _evaluate(options: Any) -> Answer:
     if options.energy:
         energy = measure_energy(
             snn,
-            _data(options),
+            source.loader(),
             picojoules_per_ac=options.picojoules_per_ac,
             picojoules_per_mac=options.picojoules_per_mac,
             progress=True,
         )
         page += _energy_lines(energy)
         facts["energy"] = energy.to_dict()
+    if options.report:
+        written = _report(source, options)
+        page.append(f"report          {written}")
+        facts["report"] = str(written)
     return 0, "\n".join(page), facts
+
+
+def _report(source: _Source, options: Any) -> Path:
+    from .report import write_report
+
+    loader = source.loader()
+    return write_report(
+        source.snn,
+        loader,
+        Path(options.report),
+        title=source.title,
+        class_names=class_names(loader),
+        picojoules_per_ac=options.picojoules_per_ac,
+        picojoules_per_mac=options.picojoules_per_mac,
+        progress=True,
+    )
 
 
 def _energy_lines(energy: EnergyReport) -> list[str]:
@@ -201,9 +165,10 @@ def _energy_lines(energy: EnergyReport) -> list[str]:
 
 
 def _calibrate(options: Any) -> Answer:
-    snn = _wrapped(options)
+    source = _source(options, split="validation")
+    snn = source.snn
     snn.calibrate(
-        _data(options),
+        source.loader(),
         max_accuracy_drop=options.max_accuracy_drop,
         average_timesteps=options.average_timesteps,
         progress=True,
@@ -234,13 +199,42 @@ def _calibrate(options: Any) -> Answer:
 
 
 def _explain(options: Any) -> Answer:
-    snn = _wrapped(options)
-    first = next(iter(_data(options)), None)
+    source = _source(options, split="test")
+    first = next(iter(source.loader()), None)
     if first is None:
         raise InputError("the loader yielded no sample.")
     x = first[0] if isinstance(first, tuple | list) else first
-    page = snn.explain(x.to(options.device) if isinstance(x, Tensor) else x)
+    page = source.snn.explain(x.to(options.device) if isinstance(x, Tensor) else x)
     return int(page.refused is not None), str(page), asdict(page)
+
+
+def _study(options: Any) -> Answer:
+    from .results import study
+
+    checkpoint, root = (existing_folder(options[name], f"--{name}") for name in ("checkpoint", "data"))
+    out, how = Path(options.out), {"seed": options.seed, "quick": options.quick, "device": options.device}
+    study(checkpoint, root, out, **how, progress=True)
+    return 0, f"{out}: what was measured; seenn results {out} --out PAGE.md makes a page of it", {"out": str(out)}
+
+
+def _results(options: Any) -> Answer:
+    from .results import write_results
+
+    files = [Path(name) for name in options.files]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}.")
+    write_results(files, Path(options.out))
+    return 0, f"{options.out}: the page", {"out": options.out}
+
+
+_COMMANDS: dict[str, Callable[[Any], Answer]] = {
+    "evaluate": _evaluate,
+    "calibrate": _calibrate,
+    "explain": _explain,
+    "study": _study,
+    "results": _results,
+}
 
 
 # -- from the command line to objects ----------------------------------------------------------------------------------
@@ -276,17 +270,53 @@ def _as_options(policy: Policy, options: Any) -> dict[str, Any]:
     return settings(policy) | folder
 
 
-def _wrapped(options: Any) -> EarlyExitWrapper:
+@dataclass(frozen=True)
+class _Source:
+    """The network that a command names, wrapped, and its data.
+
+    Attributes:
+        title: what it is called.
+        loader: makes a loader, anew at every call.
+    """
+
+    title: str
+    snn: EarlyExitWrapper
+    loader: Callable[[], Iterable[Any]]
+
+
+def _source(options: Any, split: str) -> _Source:
+    """What ``--model``, or ``--checkpoint`` with its card, says; what is said on the command line goes before the card.
+
+    Args:
+        split: of a checkpoint's data, unless one is given.
+    """
     policy = _policy(options)  # first: it is the cheapest to get wrong
-    model = load_model(options.model, options.weights, options.device)
+    given = {name: options[name] for name in _WRAPPER_OPTIONS if options[name] is not None}
+    if (options.model is None) == (options.checkpoint is None):
+        raise UsageError("give one network: either --model package.module:factory or --checkpoint FOLDER.")
+    if options.checkpoint is None:
+        if options.split is not None:
+            raise UsageError("--split is for the data of a --checkpoint; for --model, give other --data.")
+        model = load_model(options.model, options.weights, options.device)
+        wrapper = {**_WRAPPER_OPTIONS, **given}
+        rows_dim = 1 - wrapper["time_dim"] if wrapper["input"] == "sequence" else 0
+        snn = _wrapped(model, policy, wrapper, options)
+        return _Source(options.model, snn, lambda: load_data(options.data, options.batch_size, rows_dim))
+    if options.weights is not None:
+        raise UsageError("--weights is for --model; a --checkpoint brings its own.")
+    check_batch_size(options.batch_size)
+    root = existing_folder(options.data, "--data")
+    net = load_checkpoint(existing_folder(options.checkpoint, "--checkpoint"), options.device)
+    snn = _wrapped(net.model, policy, {**net.card.wrapper, **given}, options)
+    return _Source(net.card.title, snn, lambda: net.batches(root, options.split or split, options.batch_size))
+
+
+def _wrapped(model: nn.Module, policy: Policy, wrapper: dict[str, Any], options: Any) -> EarlyExitWrapper:
     return EarlyExitWrapper(
         model,
         policy,
-        timesteps=options.timesteps,
-        input=options.input,
-        time_dim=options.time_dim,
+        **wrapper,
         adapter=options.adapter,
-        readout=options.readout,
         chunk=options.chunk,
         slots=options.slots,
         check_every=options.check_every,
@@ -296,11 +326,6 @@ def _wrapped(options: Any) -> EarlyExitWrapper:
         channels_last=options.channels_last,
         autocast=None if options.autocast is None else getattr(torch, options.autocast),
     )
-
-
-def _data(options: Any) -> Iterable[Any]:
-    rows_dim = options.time_dim ^ 1 if options.input == "sequence" else 0
-    return load_data(options.data, options.batch_size, rows_dim)
 
 
 @contextmanager

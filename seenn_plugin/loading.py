@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, OptionalDependencyError
+from .pretrained import Pretrained
 
 
 class UsageError(Exception):
@@ -31,11 +32,26 @@ def load_model(name: str, weights: str | None, device: str) -> nn.Module:
         raise UsageError(f"--model {name} returned {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None:
         _load_weights(model, Path(weights))
+    return _moved(model, device).eval()
+
+
+def load_checkpoint(folder: Path, device: str) -> Pretrained:
+    """The trained network that :meth:`Pretrained.save` has written to a folder.
+
+    Raises:
+        UsageError: there is no such device.
+        InputError: the folder holds something else.
+    """
+    net = Pretrained.load(folder)
+    _moved(net.model, device)
+    return net
+
+
+def _moved(model: nn.Module, device: str) -> nn.Module:
     try:
-        model.to(device)
+        return model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: {error}") from error
-    return model.eval()
 
 
 def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
@@ -51,8 +67,7 @@ def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
     """
     if not name.endswith(".npz"):
         return _call(name, "--data")
-    if batch_size < 1:
-        raise UsageError(f"--batch_size must be at least 1, not {batch_size}.")
+    check_batch_size(batch_size)
     path = Path(name)
     if not path.is_file():
         raise UsageError(f"--data: there is no file {path}.")
@@ -60,6 +75,32 @@ def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
     if x.ndim <= rows_dim or y.shape != (x.shape[rows_dim],):
         raise InputError(f"{path.name}: y must hold one label per sample of x {tuple(x.shape)}, not {tuple(y.shape)}.")
     return list(zip(x.float().split(batch_size, rows_dim), y.split(batch_size), strict=True))
+
+
+def existing_folder(name: str, option: str) -> Path:
+    """The folder that an option names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UsageError(f"{option}: there is no folder {folder}.")
+    return folder
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a UsageError if there are no such batches."""
+    if batch_size < 1:
+        raise UsageError(f"--batch_size must be at least 1, not {batch_size}.")
+
+
+def class_names(loader: Any) -> list[str] | None:
+    """The names of the classes, where the data set behind a loader has them, as torchvision's have."""
+    while hasattr(loader, "dataset"):  # a loader's, a part's
+        loader = loader.dataset
+    names = getattr(loader, "classes", None)
+    return None if names is None else [str(name) for name in names]
 
 
 def _read_arrays(path: Path) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "spikingjelly", "snntorch", "numpy")
+_PACKAGES = ("torch", "torchvision", "spikingjelly", "snntorch", "numpy", "triton", "cupy-cuda13x", "cupy-cuda12x")
 
 
 def versions() -> dict[str, str]:
@@ -38,18 +38,16 @@ def machine(device: torch.device | None = None) -> dict[str, str | int]:
 
 def commit() -> str | None:
     """Of the checkout that this package lies in, with ``-dirty`` if files have changed since; ``None`` without one."""
-    here = Path(__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed package may lie in somebody's checkout
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _processor() -> str:

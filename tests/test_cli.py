@@ -1,8 +1,10 @@
-"""``seenn evaluate``, ``calibrate`` and ``explain`` on models of one's own."""
+"""``seenn evaluate``, ``calibrate`` and ``explain`` on models of one's own and on trained networks."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +50,18 @@ def plain_net():
 
 def not_a_net():
     return 3
+
+
+def image_net(classes):
+    pool = layer.AdaptiveAvgPool2d(2)
+    return nn.Sequential(pool, layer.Flatten(), neuron.LIFNode(v_threshold=0.5), layer.Linear(12, classes))
+
+
+def frames(root, split, length):
+    from torch.utils.data import TensorDataset
+
+    torch.manual_seed(("validation", "test").index(split))
+    return TensorDataset(3 * torch.randn(10, length, 6), torch.arange(10) % 3)
 
 
 def loader():
@@ -219,6 +233,220 @@ def test_weights(seenn, here, kind):
     code, out, _ = seenn("evaluate", "--json", "--weights", f"weights.{kind}", data="ones.npz")
     assert code == 0
     assert json.loads(out)["accuracy"] == 1
+
+
+# -- trained networks --------------------------------------------------------------------------------------------------
+
+
+CLASSES = ("cat", "dog", "eel")
+
+
+def write_images(root):
+    from torchvision.io import write_png
+
+    for split, each in (("train", 40), ("test", 7)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for index in range(each):
+                image = torch.randint(100 + 50 * label, (3, 32, 32), dtype=torch.uint8)
+                write_png(image, str(root / split / name / f"{index}.png"))
+
+
+def write_checkpoint(folder, **changes):
+    import my_nets
+
+    from seenn_plugin.pretrained import Card, Pretrained
+
+    known = {
+        "title": "A network on images",
+        "network": "my_nets:image_net",
+        "arguments": {"classes": 3},
+        "wrapper": {"timesteps": 4, "readout": "sum"},
+        "loader": "seenn_plugin.data:cifar10",
+        "loader_arguments": {},
+        "data": "images",
+        "recipe": [],
+        "seed": 0,
+    }
+    card = Card(**{**known, **changes})
+    module, _, factory = card.network.partition(":")
+    assert module == "my_nets"
+    net = Pretrained(getattr(my_nets, factory)(**card.arguments), card)
+    net.save(folder)
+    return net
+
+
+@pytest.fixture
+def checkpoint(here, monkeypatch):
+    """A trained network in ``net``, its data in ``images``."""
+    pytest.importorskip("torchvision")
+    monkeypatch.syspath_prepend(here)
+    write_images(here / "images")
+    return write_checkpoint(here / "net")
+
+
+@pytest.fixture
+def on_checkpoint(capfd):
+    """Run a command on it: exit code, stdout, stderr."""
+
+    def run(command, *options, data="images"):
+        try:
+            code = cli.main([command, "--checkpoint", "net", "--data", data, *map(str, options)])
+        except SystemExit as exit_:
+            code = exit_.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def told(on_checkpoint, command, *options, **arguments):
+    code, out, err = on_checkpoint(command, "--json", *options, **arguments)
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(("split", "samples"), [(None, 21), ("test", 21), ("validation", 12)])
+def test_evaluate_a_checkpoint(checkpoint, on_checkpoint, split, samples):
+    from seenn_plugin import EarlyExitWrapper, evaluate
+    from seenn_plugin.pretrained import Pretrained
+
+    options = () if split is None else ("--split", split)
+    found = told(on_checkpoint, "evaluate", "--threshold", 0.4, "--batch_size", 5, *options)
+    snn = EarlyExitWrapper(Pretrained.load("net").model, timesteps=4, readout="sum", policy="confidence")
+    expected = evaluate(snn, checkpoint.batches("images", split or "test"))
+    assert found["samples"] == samples
+    assert found["full_accuracy"] == expected.full_accuracy
+    assert sum(found["histogram"][:3]) > 0
+
+
+def test_calibrate_a_checkpoint_on_its_validation_data(checkpoint, on_checkpoint, here):
+    found = told(on_checkpoint, "calibrate", "--max_accuracy_drop", 0.2)
+    assert found["samples"] == 12
+    assert told(on_checkpoint, "calibrate", "--max_accuracy_drop", 0.2, "--split", "test")["samples"] == 21
+    (here / "chosen.json").write_text(json.dumps(found["settings"]))
+    again = told(on_checkpoint, "evaluate", "--config", "chosen.json", "--split", "validation")
+    assert (again["accuracy"], again["settings"]) == (found["accuracy"], found["settings"])
+
+
+def test_what_is_given_goes_before_the_card(checkpoint, on_checkpoint):
+    page = told(on_checkpoint, "explain")
+    assert page["timesteps"] == 4
+    assert "sum" in page["readout"]
+    page = told(on_checkpoint, "explain", "--timesteps", 3, "--readout", "mean")
+    assert page["timesteps"] == 3
+    assert "mean" in page["readout"]
+
+
+def test_a_checkpoint_on_sequences(here, on_checkpoint, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    changes = {"loader": "my_nets:frames", "loader_arguments": {"length": 5}, "arguments": {}}
+    write_checkpoint(
+        here / "net", network="my_nets:snntorch_net", wrapper={"input": "sequence", "time_dim": 1}, **changes
+    )
+    (here / "events").mkdir()
+    found = told(on_checkpoint, "evaluate", data="events")
+    assert (found["samples"], len(found["histogram"])) == (10, 5)
+    code, _, err = on_checkpoint("evaluate", "--time_dim", 0, data="events")  # which takes samples for timesteps
+    assert code == 1
+    assert err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--checkpoint", "net", "--model", "my_nets:snntorch_net", "--data", "images"], "give one network"),
+        (["--data", "images"], "give one network"),
+        (["--checkpoint", "nowhere", "--data", "images"], "--checkpoint: there is no folder nowhere"),
+        (["--checkpoint", "net", "--data", "nowhere"], "--data: there is no folder nowhere"),
+        (["--checkpoint", "net", "--data", "images", "--weights", "w.pt"], "--weights is for --model"),
+        (["--checkpoint", "net", "--data", "images", "--batch_size", "0"], "at least 1, not 0"),
+        (["--checkpoint", "net", "--data", "images", "--split", "train"], "split"),
+        (["--checkpoint", "net", "--data", "images", "--device", "abacus"], "abacus"),
+        (["--model", "my_nets:snntorch_net", "--data", "my_nets:loader", "--split", "test"], "--split is for"),
+    ],
+)
+def test_wrong_usage_of_a_checkpoint_exits_with_2(checkpoint, capfd, options, says):
+    try:
+        code = cli.main(["evaluate", *options])
+    except SystemExit as exit_:
+        code = exit_.code
+    out, err = capfd.readouterr()
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(checkpoint, on_checkpoint, here):
+    (here / "net" / "card.json").write_text("{}")
+    code, out, err = on_checkpoint("evaluate")
+    assert (code, out) == (1, "")
+    assert "no card of a trained network" in err.splitlines()[-1]
+
+
+# -- commands whose work is elsewhere ----------------------------------------------------------------------------------
+
+
+def stand_in(monkeypatch, module, name, answer=None):
+    """Replace a module by one whose function notes how it is called."""
+    calls = []
+
+    def function(*arguments, **options):
+        calls.append((arguments, options))
+        return answer
+
+    monkeypatch.setitem(sys.modules, f"seenn_plugin.{module}", SimpleNamespace(**{name: function}))
+    return calls
+
+
+@pytest.mark.parametrize(("source", "names"), [("checkpoint", list(CLASSES)), ("model", None)])
+def test_evaluate_says_where_the_report_is(checkpoint, on_checkpoint, seenn, monkeypatch, source, names):
+    calls = stand_in(monkeypatch, "report", "write_report", answer=Path("pages/index.html"))
+    options = ("--report", "pages", "--picojoules_per_ac", 2)
+    code, out, err = on_checkpoint("evaluate", *options) if source == "checkpoint" else seenn("evaluate", *options)
+    assert code == 0, err
+    assert "report          pages/index.html" in out.splitlines()
+    (((snn, loader, folder), known),) = calls
+    assert (folder, snn.timesteps) == (Path("pages"), 4 if names else 5)
+    assert len(list(loader)) > 0
+    title = "A network on images" if names else "my_nets:snntorch_net"
+    prices = {"picojoules_per_ac": 2, "picojoules_per_mac": 4.6}
+    assert known == {"title": title, "class_names": names, **prices, "progress": True}
+
+
+def test_the_names_of_classes_are_found_behind_parts_and_loaders(checkpoint):
+    from seenn_plugin.loading import class_names
+
+    for split in ("validation", "test"):
+        assert class_names(checkpoint.batches("images", split)) == list(CLASSES)
+    assert class_names([(torch.zeros(1), torch.zeros(1))]) is None
+
+
+def test_study(here, on_checkpoint, monkeypatch):
+    calls = stand_in(monkeypatch, "results", "study")
+    for folder in ("net", "images"):
+        (here / folder).mkdir()
+    code, out, _ = on_checkpoint("study", "--out", "net.json")
+    assert code == 0
+    assert out.startswith("net.json: ")
+    code, _, _ = on_checkpoint("study", "--out", "net.json", "--seed", 3, "--quick", "--device", "cuda")
+    paths = (Path("net"), Path("images"), Path("net.json"))
+    assert calls == [
+        (paths, {"seed": 0, "quick": False, "device": "cpu", "progress": True}),
+        (paths, {"seed": 3, "quick": True, "device": "cuda", "progress": True}),
+    ]
+    code, _, err = on_checkpoint("study", "--out", "net.json", data="nowhere")
+    assert code == 2
+    assert "--data: there is no folder nowhere" in err
+
+
+def test_results(here, capfd, monkeypatch):
+    calls = stand_in(monkeypatch, "results", "write_results")
+    for name in ("a.json", "b.json"):
+        (here / name).touch()
+    assert cli.main(["results", "a.json", "b.json", "--out", "docs/results.md"]) == 0
+    assert capfd.readouterr().out.startswith("docs/results.md: ")
+    assert calls == [(([Path("a.json"), Path("b.json")], Path("docs/results.md")), {})]
+    assert cli.main(["results", "a.json", "c.json", "--out", "docs/results.md"]) == 2
+    assert "there is no file c.json" in capfd.readouterr().err
 
 
 # -- what does not ----------------------------------------------------------------------------------------------------

@@ -1,22 +1,90 @@
-"""Every example runs as it stands."""
+"""Every example runs as it stands: those on real data on a little data of the same form, from any directory."""
 
-import runpy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs(example, capsys):
-    runpy.run_path(str(example), run_name="__main__")
-    assert capsys.readouterr().out
+FOLDER = Path(__file__).parent.parent / "examples"
+NAMES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
 
 
-def test_policies_of_ones_own_exit_early_and_mostly_answer_as_after_all_timesteps(capsys):
-    runpy.run_path(str(EXAMPLES[0].parent / "custom_policy.py"), run_name="__main__")
-    lines = capsys.readouterr().out.splitlines()
+def image_folder(root: Path, size: int = 32, classes: int = 2) -> None:
+    """``train/<class>/`` and ``test/<class>/`` of images: as few as can be split."""
+    from torchvision.io import write_png
+
+    generator = torch.Generator().manual_seed(0)
+    for split, each in (("train", 12), ("test", 3)):
+        for label in range(classes):
+            folder = root / split / f"class {label}"
+            folder.mkdir(parents=True)
+            for index in range(each):
+                image = torch.randint(256, (3, size, size), dtype=torch.uint8, generator=generator)
+                write_png(image, str(folder / f"{index}.png"))
+
+
+# For every example on real data: what writes a little data of its form.
+SMALL_DATA = {"cifar10_sew_resnet.py": image_folder}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SMALL_DATA])
+def test_an_example_without_data_runs_as_it_stands(name, tmp_path):
+    assert run(name, cwd=tmp_path)
+
+
+def run(name, *arguments, cwd):
+    """As a user does, from another directory; what it prints."""
+    command = [sys.executable, str(FOLDER / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported(name, monkeypatch):
+    """The module of an example, and what it imports from ``common``."""
+    monkeypatch.syspath_prepend(FOLDER)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, FOLDER / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    import common  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.delitem(sys.modules, "common")
+    return module, common
+
+
+@pytest.mark.parametrize("name", SMALL_DATA)
+def test_an_example_on_data_is_trained_and_then_taken_as_it_was_saved(name, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("spikingjelly")
+    pytest.importorskip("torchvision")
+    data, out = tmp_path / "data", tmp_path / "out"
+    SMALL_DATA[name](data)
+    told = run(name, "--data", data, "--out", out, "--epochs", 1, "--seed", 3, "--data-name", "noise", cwd=tmp_path)
+    assert told.startswith(f"{out}: ")
+    assert "test samples of noise" in told
+
+    module, common = imported(name, monkeypatch)
+    card = json.loads((out / "card.json").read_text())
+    assert (card["seed"], card["data"]) == (3, "noise")
+    assert [stage["name"] for stage in card["recipe"]] == [stage.name for stage in module.EXAMPLE.stages]
+    assert all((stage["epochs"], stage["seed"]) == (1, 3) for stage in card["recipe"])
+    assert set(card["accuracy"]) == set(card["samples"]) == {"validation", "test"}
+    for argument, value in module.EXAMPLE.card.arguments.items():
+        assert card["arguments"][argument] == value
+
+    capsys.readouterr()
+    common.main(module.EXAMPLE, ["--data", str(data), "--pretrained", str(out)])
+    assert capsys.readouterr().out.splitlines() == told.splitlines()[1:]
+
+
+def test_policies_of_ones_own_exit_early_and_mostly_answer_as_after_all_timesteps(tmp_path):
+    lines = run("custom_policy.py", cwd=tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines] == ["LeadPolicy", "ConfidencePolicy", "SettledPolicy"]
     for line in lines[:2]:
         timesteps, agreement = float(line.split()[1]), float(line.split(", ")[1].split(" %")[0])

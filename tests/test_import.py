@@ -26,10 +26,12 @@ def imported(code: str) -> set[str]:
         "import seenn_plugin",
         "import seenn_plugin.adapter; seenn_plugin.adapter.installed_adapters()",
         "import seenn_spikingjelly, seenn_snntorch",
+        "import seenn_plugin.training, seenn_plugin.pretrained, seenn_plugin.data, seenn_plugin.cli",
     ],
 )
 def test_the_import_pulls_in_no_framework_and_no_optional_package(code):
     unwanted = {"spikingjelly", "snntorch", "matplotlib", "sklearn", "scipy", "pandas", "jsonargparse", "cupy"}
+    unwanted |= {"torchvision", "safetensors", "tensorboard"}
     found = imported(code)
     assert "torch" in found
     assert not found & unwanted
@@ -62,13 +64,15 @@ def test_a_plain_install_needs_torch_numpy_and_tqdm_only():
 
 def test_the_extras_exist_and_name_what_they_install():
     extras = set(importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or [])
-    assert {"spikingjelly", "snntorch", "cupy", "plot", "cli", "all"} <= extras
+    assert {"spikingjelly", "snntorch", "cupy", "plot", "cli", "train", "tensorboard", "all"} <= extras
     needed = requirements()
     assert "spikingjelly" in needed["spikingjelly"]
     assert "snntorch" in needed["snntorch"]
     assert any(name.startswith("cupy") for name in needed["cupy"])
     assert "matplotlib" in needed["plot"]
     assert "jsonargparse" in needed["cli"]
+    assert {"torchvision", "scikit-learn", "safetensors"} <= needed["train"]
+    assert "tensorboard" in needed["tensorboard"]
 
 
 def test_our_adapters_are_found_by_the_road_that_third_parties_take():

@@ -1,4 +1,4 @@
-"""Training a spiking network so that its early answers are good ones."""
+"""What a spiking network is asked for, so that its early answers are good ones."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def tet_loss(
     if outputs.ndim != 3 or labels.shape not in (outputs.shape[1:2], outputs.shape[1:]):
         raise InputError(
             f"outputs must be [T, N, C] and labels [N] or [N, C], not {tuple(outputs.shape)} and "
-            f"{tuple(labels.shape)}; stack "
-            "the outputs of all timesteps on dimension 0."
+            f"{tuple(labels.shape)}; stack the outputs of all timesteps on dimension 0."
         )
     every_label = labels.repeat(outputs.shape[0], *[1] * (labels.ndim - 1))
     every_answer = functional.cross_entropy(outputs.flatten(0, 1), every_label, label_smoothing=label_smoothing)

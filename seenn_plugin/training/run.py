@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ from .monitor import Monitor
 
 Losses = Iterator[tuple[Callable[[], Tensor], int]]
 """For every batch of an epoch a function that computes the mean loss, and the number of rows."""
+
+
+class Stateful(Protocol):
+    """What is kept in a checkpoint: a module, or something like one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Run:
     def __init__(
         self,
         name: str,
-        modules: dict[str, nn.Module],
+        modules: Mapping[str, Stateful],
         optimizer: Optimizer,
         schedule: LRScheduler,
         epochs: int,

@@ -1,0 +1,247 @@
+"""Train a spiking network on a data set, as a recipe says; what is interrupted goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ..errors import CalibrationError, InputError, OptionalDependencyError
+from .average import MovingAverage
+from .checkpoint import Checkpoint
+from .losses import tet_loss
+from .monitor import Monitor
+from .recipe import Recipe
+from .run import Losses, Precision, Run, Stateful
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""The framework's own run from a fresh state: a model and a batch of inputs to the outputs of all timesteps
+``[T, N, C]``."""
+
+_CHECKPOINT = "training.pt"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to.
+
+    Attributes:
+        loss: mean over the epoch's samples.
+        accuracy: on the validation data, of the mean output over the first t = 1..T timesteps; empty without such data.
+    """
+
+    loss: float
+    accuracy: tuple[float, ...]
+
+
+def train(
+    model: nn.Module,
+    forward: Forward,
+    data: Dataset[Any],
+    recipe: Recipe,
+    *,
+    validation: Dataset[Any] | None = None,
+    folder: str | Path | None = None,
+    name: str = "network",
+    workers: int = 0,
+    progress: bool = True,
+    log_dir: str | Path | None = None,
+) -> list[Epoch]:
+    """Train a network in place, on the device that it is on, and leave it in evaluation mode.
+
+    PyTorch's random numbers are those of the recipe's seed, and the caller's afterwards as they were. What the data
+    draws otherwise (``random``, NumPy) in this process is neither seeded nor kept.
+
+    Args:
+        model: the network.
+        forward: the framework's own run, from a fresh state, of the model and a batch of inputs.
+        data: pairs of an input and a class index, with a length. The first is looked at before training.
+        recipe: how.
+        validation: pairs like ``data``, for the accuracies of every epoch; nothing is chosen on them.
+        folder: after each epoch all that is needed to go on is written there, and read from there if it is there:
+            called anew with the same arguments, training goes on as if it had not been interrupted.
+        name: for the progress bar and the log.
+        workers: processes that load data.
+        progress: whether to show progress bars.
+        log_dir: write TensorBoard scalars there.
+
+    Returns:
+        The epochs.
+
+    Raises:
+        InputError: ``folder`` holds the training of another network or recipe, ``forward`` returns no ``[T, N, C]``, or
+            the inputs are no images and the recipe has CutMix.
+        CalibrationError: ``data`` or ``validation`` holds no sample.
+        OptionalDependencyError: TensorBoard is asked for, or torchvision for CutMix, and not installed.
+    """
+    monitor = Monitor("train", progress, log_dir)
+    device = _device_of(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        torch.manual_seed(recipe.seed)
+        first, outputs = _first(model, forward, data)
+        facts = {
+            **asdict(recipe),
+            "network": type(model).__name__,
+            "weights": sum(parameter.numel() for parameter in model.parameters()),
+            "samples": _size(data),
+            "timesteps": len(outputs),
+            "classes": outputs.shape[2],
+        }
+        checkpoint = Checkpoint(None if folder is None else Path(folder) / _CHECKPOINT, facts)
+        finished = checkpoint.finished(name)
+        if finished is None:
+            mix = _cutmix(first, outputs.shape[2]) if recipe.cutmix else None
+            training = _Training(model, forward, data, validation, recipe, mix, workers, progress)
+            history = training.run(name).train(training.losses, checkpoint, monitor, training.accuracies)
+            finished = {"model": training.result, "history": history}
+            checkpoint.finish(name, finished)
+    model.load_state_dict(finished["model"])
+    model.eval()
+    return [_epoch(**scalars) for scalars in finished["history"]]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, forward: Forward, batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Of the mean output over the first t = 1..T timesteps, a fraction, for each t; in the mode that the model is in.
+
+    Raises:
+        InputError: ``forward`` returns no ``[T, N, C]``.
+        CalibrationError: there is no batch.
+    """
+    device = _device_of(model)
+    right = [
+        _outputs(model, forward, inputs.to(device)).cumsum(0).argmax(2) == labels.to(device)
+        for inputs, labels in batches
+    ]
+    if not right:
+        raise CalibrationError("the loader yielded no sample.")
+    return torch.cat(right, 1).double().mean(1).tolist()
+
+
+class _Training:
+    """A network, its data and its recipe."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        data: Dataset[Any],
+        validation: Dataset[Any] | None,
+        recipe: Recipe,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
+        workers: int,
+        progress: bool,
+    ) -> None:
+        self._model = model
+        self._forward = forward
+        self._recipe = recipe
+        self._mix = mix
+        self._device = _device_of(model)
+        self._progress = progress
+        options: dict[str, Any] = {"batch_size": recipe.batch_size, "num_workers": workers}
+        options["pin_memory"] = self._device.type == "cuda"
+        # Batch normalisation cannot learn from a last batch of one row.
+        self._batches = DataLoader(data, shuffle=True, drop_last=_size(data) > recipe.batch_size, **options)
+        self._validation = None if validation is None else DataLoader(validation, **options)
+        self._average = None if recipe.ema is None else MovingAverage(recipe.ema)
+
+    @property
+    def result(self) -> dict[str, Tensor]:
+        """What is trained in the end: the model's weights, or their moving average."""
+        return (self._average or self._model).state_dict()
+
+    def run(self, name: str) -> Run:
+        modules: dict[str, Stateful] = {"model": self._model}
+        if self._average is not None:
+            modules["average"] = self._average
+        optimizer = self._recipe.optimizer_of(self._model)
+        return Run(
+            name,
+            modules,
+            optimizer,
+            LambdaLR(optimizer, partial(self._recipe.rate, steps=len(self._batches))),
+            self._recipe.epochs,
+            Precision.of(self._recipe.amp, self._device),
+            schedule_every="step",
+            clip=self._recipe.clip,
+            after_step=self._follow,
+        )
+
+    def losses(self, epoch: int) -> Losses:
+        self._model.train()
+        bar = tqdm(self._batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=not self._progress)
+        for inputs, labels in bar:
+            inputs, labels = inputs.to(self._device), labels.to(self._device)
+            if self._mix is not None and float(torch.rand(())) < self._recipe.cutmix:
+                inputs, labels = self._mix(inputs, labels)
+            yield partial(self._loss, inputs, labels), len(inputs)
+
+    def accuracies(self) -> dict[str, float]:
+        if self._validation is None:
+            return {}
+        with nullcontext() if self._average is None else self._average.lent_to(self._model):
+            found = accuracy(self._model.eval(), self._forward, self._validation)
+        return {f"accuracy/{t}": value for t, value in enumerate(found, start=1)}
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        outputs, recipe = _outputs(self._model, self._forward, inputs), self._recipe
+        if recipe.loss == "tet":
+            return tet_loss(outputs, labels, recipe.tet_lambda, label_smoothing=recipe.label_smoothing)
+        return cross_entropy(outputs.mean(0), labels, label_smoothing=recipe.label_smoothing)
+
+    def _follow(self) -> None:
+        if self._average is not None:
+            self._average.update(self._model)
+
+
+def _epoch(loss: float, **accuracies: float) -> Epoch:
+    return Epoch(loss, tuple(accuracies.values()))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def _first(model: nn.Module, forward: Forward, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
+    """The first input as a batch, and its outputs."""
+    _size(data)
+    inputs, _ = next(iter(DataLoader(data, batch_size=1)))
+    return inputs, _outputs(model.eval(), forward, inputs.to(_device_of(model)))
+
+
+def _outputs(model: nn.Module, forward: Forward, inputs: Tensor) -> Tensor:
+    outputs = forward(model, inputs)
+    if not isinstance(outputs, Tensor) or outputs.ndim != 3 or outputs.shape[1] != len(inputs):
+        seen = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(
+            f"forward must return the outputs of all timesteps, [T, N, C], of N = {len(inputs)} rows here, not {seen}."
+        )
+    return outputs.float()
+
+
+def _size(data: Dataset[Any]) -> int:
+    size = getattr(data, "__len__", None)
+    if size is None or not size():
+        raise CalibrationError("the training data must have a length, and hold samples.")
+    return size()
+
+
+def _cutmix(inputs: Tensor, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    try:
+        from torchvision.transforms.v2 import CutMix
+    except ImportError as error:
+        raise OptionalDependencyError("torchvision", "train", "CutMix") from error
+    if inputs.ndim != 4:
+        raise InputError(f"cutmix needs images, in batches [N, C, H, W], not {tuple(inputs.shape)}; set cutmix=0.")
+    return CutMix(num_classes=classes)
