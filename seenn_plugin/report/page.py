@@ -35,17 +35,20 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   overflow-wrap: normal; }
 th { font-weight: 600; }
-th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+thead th { vertical-align: bottom; white-space: normal; }
+th:first-child { text-align: left; white-space: normal; }
 tr.chosen { background: #e8f2f9; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.facts th { vertical-align: top; }
 .bar { display: block; width: 8rem; background: #eceff2; }
 .bar span { display: block; height: .8rem; background: var(--blue); }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.2rem, 1fr)); gap: .75rem; }
 .samples figure { border: 2px solid var(--line); border-radius: .4rem; padding: .4rem; }
 .samples figure.wrong { border-color: var(--vermillion); }
 .samples figcaption { line-height: 1.35; margin-top: .3rem; }
 .samples img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
 .wrong b { color: var(--vermillion); }
+@media (max-width: 32rem) { .bar { width: 3rem; } th, td { padding-right: .5rem; } body { font-size: .9375rem; } }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The browser's own promise that nothing is fetched and no script runs."""
@@ -231,7 +234,7 @@ def _sample(sample: Mapping[str, Any], pictures: Mapping[int, bytes]) -> str:
     image = _image(pictures[sample["position"]], f"sample {sample['position']}")
     return (
         f'<figure class="{"right" if sample["right"] else "wrong"}">{image}<figcaption>{label}<br>{verdict}<br>'
-        f"t = {sample['timesteps']}, score {_number(sample['score'])}</figcaption></figure>"
+        f"left at t = {sample['timesteps']}, score {_number(sample['score'])}</figcaption></figure>"
     )
 
 
@@ -245,7 +248,7 @@ def _operations(facts: Mapping[str, Any]) -> str:
         rows.append(_row("of that, the policy’s own network", _cells(facts, None, None, "policy")))
     rows.append(_row("full T, without a policy", _cells(facts, summary["full_accuracy"], float(total), "full")))
     rows += [
-        _row(f"static, t = {t}", _cells(facts, accuracy, float(t), "static", t))
+        _row(f"static, t&nbsp;=&nbsp;{t}", _cells(facts, accuracy, float(t), "static", t))
         for t, accuracy in enumerate(facts["evaluation"]["accuracy_per_timestep"], start=1)
     ]
     heading = ["network", "accuracy", "mean timesteps"]
