@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from .metrics import AccuracyCurve
 
+_MANY_BARS = 16
+"""Bars above which there is no room for their labels side by side, nor for every tick."""
+
 
 class HasOperatingPoint(Protocol):
     """An :class:`~seenn_plugin.calibration.OperatingPoint` or an :class:`~seenn_plugin.metrics.Evaluation`."""
@@ -116,6 +119,8 @@ def exit_histogram(
     ax = _axes(ax)
     named = histogram if isinstance(histogram, Mapping) else {"": histogram}
     width = 0.85 / max(len(named), 1)
+    longest = max((len(counts) for counts in named.values()), default=0)
+    crowded = longest * len(named) > _MANY_BARS
     for i, (name, counts) in enumerate(named.items()):
         shift = (i - (len(named) - 1) / 2) * width
         total = max(sum(counts), 1)
@@ -127,8 +132,8 @@ def exit_histogram(
             label=name or None,
         )
         # Tails are too low to see: say how many samples they are.
-        ax.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=8, padding=2)
-    ax.set_xticks(range(1, max((len(counts) for counts in named.values()), default=0) + 1))
+        ax.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=8, padding=2, rotation=90 * crowded)
+    ax.set_xticks(range(1, longest + 1, 1 + longest // _MANY_BARS))
     ax.set_xlabel("exit timestep")
     ax.set_ylabel("samples (%)")
     ax.margins(y=0.1)

@@ -81,3 +81,10 @@ def test_bars_are_percentages_of_each_histogram(ax):
 def test_histograms_may_be_empty(ax):
     assert plot.exit_histogram([], ax) is ax
     assert plot.exit_histogram([0, 0], ax) is ax
+
+
+def test_many_timesteps_leave_room_for_ticks_and_labels(ax):
+    plot.exit_histogram([7] * 100, ax)
+    assert ax.get_xticks()[0] == 1
+    assert len(ax.get_xticks()) <= 16
+    assert {label.get_rotation() for label in ax.texts} == {90.0}
