@@ -65,7 +65,7 @@ class Chooser:
 
     def choose(self, name: str, target: str) -> Choice:
         """The policy ``name``, set for ``target``."""
-        asked: dict[str, float] = (
+        asked: dict[str, Any] = (
             {"max_accuracy_drop": MAX_ACCURACY_DROP}
             if target == "accuracy"
             else {"average_timesteps": self.mean_timesteps}
@@ -83,7 +83,7 @@ class Chooser:
             return Choice(name, target, words, None, notes=[str(error)])
         return Choice(name, target, words, found.policy, _evidence(found))
 
-    def _fitted(self, target: str, words: str, asked: dict[str, float]) -> Choice:
+    def _fitted(self, target: str, words: str, asked: dict[str, Any]) -> Choice:
         material, effort = self._material, self._material.effort
         if self._fitting_data is None:
             self._fitting_data = self._data_to_fit_on()
@@ -122,7 +122,11 @@ class Chooser:
         order = torch.randperm(len(material.validation), generator=torch.Generator().manual_seed(material.seed))
         first, second = (half.sort().values for half in order.tensor_split(2))
         data = material.validation_data
-        return subset(data, first[: material.effort.policy_samples]), subset(data, second), "half of the validation data"
+        return (
+            subset(data, first[: material.effort.policy_samples]),
+            subset(data, second),
+            "half of the validation data",
+        )
 
 
 def settings_of(policy: Policy) -> dict[str, Any]:
