@@ -105,7 +105,9 @@ class Chooser:
         fit = snn.policy_fit
         assert fit is not None
         evidence = {**_evidence(fit), "fitted_on": source, "fitting_samples": size(train)}
-        return Choice("rl", target, words, fit.policy, evidence, [str(warning.message) for warning in caught])
+        return Choice(
+            "rl", target, words, fit.policy, evidence, list(dict.fromkeys(str(warning.message) for warning in caught))
+        )
 
     def _data_to_fit_on(self) -> tuple[Dataset[Any], Dataset[Any], str]:
         """Data to fit on, data to choose on, and where the former is from.

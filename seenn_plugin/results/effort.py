@@ -23,11 +23,11 @@ class Effort:
 
     samples: int | None = None
     batch_size: int = 64
-    infer_samples: int = 1024
+    infer_samples: int = 512
     energy_samples: int = 512
-    policy_samples: int = 10_000
+    policy_samples: int = 5000
     policy_epochs: int = 10
-    policy_refinements: int = 3
+    policy_refinements: int = 2
     rounds: int = 9
     singles: int = 6
 

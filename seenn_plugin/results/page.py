@@ -14,7 +14,7 @@ from .choices import MAX_ACCURACY_DROP, POLICIES, TARGETS
 from .measuring import BATCH_SIZES
 from .published import LONG, PUBLISHED, Published
 from .runs import Group, Numbers, Run, load
-from .statistics import mean_and_deviation, wilson
+from .spread import mean_and_deviation, wilson
 
 _NOT_MEASURED = "not measured"
 _MATCHED = {
