@@ -418,7 +418,9 @@ def test_an_rl_policy_has_its_frontier_and_its_share(tmp_path):
     assert "Left out: the inputs are no pictures" in page
     assert len(Page(page).pictures()) == 2
     snn = rl_wrapped("rl")
-    snn.fit_policy(data.batches(), readable(60, seed=1).batches(), average_timesteps=3.0, epochs=2, max_operations=100.0)
+    snn.fit_policy(
+        data.batches(), readable(60, seed=1).batches(), average_timesteps=3.0, epochs=2, max_operations=100.0
+    )
     assert isinstance(snn.policy, RLPolicy)
     write_report(snn, data.batches(32), tmp_path / "fitted")
     expected = accuracy_curve(snn, data.batches(32)).points

@@ -15,11 +15,11 @@ from ..calibration import Calibration
 from ..metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
 from ..policies import ALIASES, Policy, RLPolicy
 from ..policy_training import PolicyFit
+from ..timing import Timing, interleaved
 from ..training import tet_loss
 from ..wrapper import EarlyExitWrapper
 from .data import Digits, Split
 from .networks import Network
-from .timing import Timing, interleaved
 
 TIMESTEPS = 8
 MAX_ACCURACY_DROP = 0.005

@@ -209,9 +209,7 @@ def _samples(facts: Mapping[str, Any], pictures: Mapping[int, bytes]) -> str:
 
 
 def _how_painted(how: Mapping[str, Any]) -> str:
-    ranges = "; ".join(
-        f"{_number(low)} to {_number(high)}" for low, high in zip(how["low"], how["high"], strict=True)
-    )
+    ranges = "; ".join(f"{_number(low)} to {_number(high)}" for low, high in zip(how["low"], how["high"], strict=True))
     channels = len(how["low"])
     if how["of"] == "images":
         what = "The images as the network sees them, "
@@ -337,9 +335,7 @@ def _image(png: bytes, alt: str) -> str:
 def _table(heading: Iterable[str], rows: Iterable[str]) -> str:
     cells = "".join(f'<th scope="col">{name}</th>' for name in heading)
     body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-    )
+    return f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def _row(name: str, cells: Iterable[str], style: str = "") -> str:

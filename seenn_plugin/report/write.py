@@ -215,7 +215,11 @@ def _pictures(snn: EarlyExitWrapper, samples: WatchedLoader) -> dict[str, Any] |
     scale = samples.scale
     if scale.low is None or scale.high is None:
         return None
-    return {"of": "events" if snn.input == "sequence" else "images", "low": scale.low.tolist(), "high": scale.high.tolist()}
+    return {
+        "of": "events" if snn.input == "sequence" else "images",
+        "low": scale.low.tolist(),
+        "high": scale.high.tolist(),
+    }
 
 
 def _energy(energy: EnergyReport) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .. import calibration
-from ..demo.timing import Timing, interleaved
 from ..energy import EnergyReport, measure_energy
 from ..errors import ModelRefused
 from ..metrics import average_exit_time, empirical_average_exit_time, evaluate
 from ..policies import FixedPolicy, Plan, Policy, RLPolicy, exit_timesteps
+from ..timing import Timing, interleaved
 from .material import Material, size, subset
 from .stock import Stock
 
