@@ -132,7 +132,9 @@ def exit_histogram(
             label=name or None,
         )
         # Tails are too low to see: say how many samples they are.
-        ax.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=8, padding=2, rotation=90 * crowded)
+        ax.bar_label(
+            bars, [str(count) if count else "" for count in counts], fontsize=8, padding=2, rotation=90 * crowded
+        )
     ax.set_xticks(range(1, longest + 1, 1 + longest // _MANY_BARS))
     ax.set_xlabel("exit timestep")
     ax.set_ylabel("samples (%)")

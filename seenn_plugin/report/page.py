@@ -11,7 +11,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de; --blue: #0072b2; --vermillion: #b34700; }
+:root { color-scheme: light; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de;
+  --blue: #0072b2; --vermillion: #b34700; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: #fff; color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -209,9 +210,7 @@ def _samples(facts: Mapping[str, Any], pictures: Mapping[int, bytes]) -> str:
 
 
 def _how_painted(how: Mapping[str, Any]) -> str:
-    ranges = "; ".join(
-        f"{_number(low)} to {_number(high)}" for low, high in zip(how["low"], how["high"], strict=True)
-    )
+    ranges = "; ".join(f"{_number(low)} to {_number(high)}" for low, high in zip(how["low"], how["high"], strict=True))
     channels = len(how["low"])
     if how["of"] == "images":
         what = "The images as the network sees them, "
@@ -337,9 +336,7 @@ def _image(png: bytes, alt: str) -> str:
 def _table(heading: Iterable[str], rows: Iterable[str]) -> str:
     cells = "".join(f'<th scope="col">{name}</th>' for name in heading)
     body = "\n".join(rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
-    )
+    return f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def _row(name: str, cells: Iterable[str], style: str = "") -> str:

@@ -212,10 +212,10 @@ def _sample(sample: Sample, samples: WatchedLoader) -> dict[str, Any]:
 
 
 def _pictures(snn: EarlyExitWrapper, samples: WatchedLoader) -> dict[str, Any] | None:
-    scale = samples.scale
-    if scale.low is None or scale.high is None:
+    low, high = samples.scale.low, samples.scale.high
+    if low is None or high is None:
         return None
-    return {"of": "events" if snn.input == "sequence" else "images", "low": scale.low.tolist(), "high": scale.high.tolist()}
+    return {"of": "events" if snn.input == "sequence" else "images", "low": low.tolist(), "high": high.tolist()}
 
 
 def _energy(energy: EnergyReport) -> dict[str, Any]:
