@@ -55,7 +55,7 @@ EXAMPLE = Example(
         ),
         Stage(
             "all-timesteps",
-            Recipe(epochs=10, learning_rate=0.05, warmup=0.5, ema=0.999, amp="bf16"),
+            Recipe(epochs=6, learning_rate=0.05, warmup=0.5, ema=0.999, amp="bf16"),
             partial(forward, timesteps=TIMESTEPS),
             {"augment": "crop"},
         ),

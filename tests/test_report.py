@@ -40,7 +40,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 def image_net(channels: int = 1) -> nn.Module:
     net = nn.Sequential(
-        sj.Conv2d(channels, 6, 3, padding=1), neuron.LIFNode(1.5), sj.Flatten(), sj.Linear(6 * SIDE * SIDE, CLASSES)
+        sj.Conv2d(channels, 6, 3, padding=1), neuron.LIFNode(8.0), sj.Flatten(), sj.Linear(6 * SIDE * SIDE, CLASSES)
     )
     with torch.no_grad():
         net[0].weight.mul_(4)
@@ -70,9 +70,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("report") / "made" / "here"
-    snn = EarlyExitWrapper(image_net(), ConfidencePolicy(0.9), timesteps=T)
+    snn = EarlyExitWrapper(image_net(), ConfidencePolicy(0.4), timesteps=T)
     loader = images()
     page = write_report(snn, loader, folder, title="A & <i>B</i>", class_names=NAMES, picojoules_per_ac=1.5)
     assert page == folder / "index.html"
@@ -90,6 +90,7 @@ def test_the_numbers_are_those_of_evaluate(made):
         k: v for k, v in expected.items() if k not in timed
     }
     assert len([n for n in expected["histogram"] if n]) > 2, "exits must be mixed, or nothing is tested"
+    assert expected["accuracy"] != expected["full_accuracy"]
     summary = facts["summary"]
     assert summary["row_steps_saved"] == pytest.approx(1 - expected["row_steps"] / (41 * T))
     for value in (expected["accuracy"], expected["full_accuracy"], expected["agreement"]):
@@ -157,7 +158,7 @@ def test_the_classes_are_those_of_a_slow_reference(made):
     assert facts["classes"][-1] == {"name": NAMES[-1], "samples": 0, "mean_timesteps": None, "accuracy": None}
 
 
-@pytest.mark.parametrize("policy", [ConfidencePolicy(0.9), PatiencePolicy(2), FixedPolicy(3)], ids=str)
+@pytest.mark.parametrize("policy", [ConfidencePolicy(0.4), PatiencePolicy(2), FixedPolicy(3)], ids=str)
 def test_easiest_and_hardest_are_those_of_a_slow_reference(policy, tmp_path):
     snn, loader = EarlyExitWrapper(image_net(), policy, timesteps=T), images(50)
     write_report(snn, loader, tmp_path)
@@ -177,7 +178,7 @@ def test_the_report_says_where_it_is_from(made):
     assert {"python", "torch", "spikingjelly"} <= set(facts["provenance"]["versions"])
     assert facts["provenance"]["machine"]["threads"] == 1
     assert facts["policy"]["name"] == "ConfidencePolicy"
-    assert facts["policy"]["settings"]["threshold"] == 0.9
+    assert facts["policy"]["settings"]["threshold"] == 0.4
     assert facts["network"]["timesteps"] == T
 
 
@@ -470,7 +471,7 @@ def test_missing_matplotlib_is_named_before_anything_is_made(tmp_path, monkeypat
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path, monkeypatch):
     snn, loader = EarlyExitWrapper(image_net(), timesteps=T), Counted(images())
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write a report to .*file"):
+    with pytest.raises(InputError, match=r"cannot write a report to .*file"):
         write_report(snn, loader, tmp_path / "file" / "report")
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(InputError, match="no permission"):
@@ -517,7 +518,7 @@ def browse(page: Path, folder: Path, *options: str) -> str:
     """What headless Chromium prints."""
     quiet = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update")
     command = [browser(), "--headless", "--no-sandbox", *quiet, f"--user-data-dir={folder / 'profile'}", *options]
-    done = subprocess.run([*command, page.as_uri()], check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, page.as_uri()], check=True, capture_output=True, text=True, timeout=300)
     return done.stdout
 
 

@@ -11,7 +11,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de; --blue: #0072b2; --vermillion: #b34700; }
+:root { color-scheme: light; --ink: #1b1f24; --faint: #57606a; --line: #d0d7de;
+  --blue: #0072b2; --vermillion: #b34700; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: #fff; color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }

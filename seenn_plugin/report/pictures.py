@@ -76,5 +76,5 @@ def _shrunk(picture: Tensor) -> Tensor:
     factor = _LARGEST / max(picture.shape[1:])
     if factor >= 1:
         return picture
-    size = [max(1, round(side * factor)) for side in picture.shape[1:]]
-    return F.adaptive_avg_pool2d(picture.unsqueeze(0), size)[0]
+    height, width = (max(1, round(side * factor)) for side in picture.shape[1:])
+    return F.adaptive_avg_pool2d(picture.unsqueeze(0), (height, width))[0]

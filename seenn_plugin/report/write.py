@@ -212,14 +212,18 @@ def _sample(sample: Sample, samples: WatchedLoader) -> dict[str, Any]:
 
 
 def _pictures(snn: EarlyExitWrapper, samples: WatchedLoader) -> dict[str, Any] | None:
-    scale = samples.scale
-    if scale.low is None or scale.high is None:
+    low, high = samples.scale.low, samples.scale.high
+    if low is None or high is None:
         return None
+<<<<<<< HEAD
     return {
         "of": "events" if snn.input == "sequence" else "images",
         "low": scale.low.tolist(),
         "high": scale.high.tolist(),
     }
+=======
+    return {"of": "events" if snn.input == "sequence" else "images", "low": low.tolist(), "high": high.tolist()}
+>>>>>>> report
 
 
 def _energy(energy: EnergyReport) -> dict[str, Any]:
