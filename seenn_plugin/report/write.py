@@ -215,15 +215,7 @@ def _pictures(snn: EarlyExitWrapper, samples: WatchedLoader) -> dict[str, Any] |
     low, high = samples.scale.low, samples.scale.high
     if low is None or high is None:
         return None
-<<<<<<< HEAD
-    return {
-        "of": "events" if snn.input == "sequence" else "images",
-        "low": scale.low.tolist(),
-        "high": scale.high.tolist(),
-    }
-=======
     return {"of": "events" if snn.input == "sequence" else "images", "low": low.tolist(), "high": high.tolist()}
->>>>>>> report
 
 
 def _energy(energy: EnergyReport) -> dict[str, Any]:
