@@ -329,12 +329,9 @@ def test_calibrate_a_checkpoint_on_its_validation_data(checkpoint, on_checkpoint
 
 
 def test_what_is_given_goes_before_the_card(checkpoint, on_checkpoint):
-    page = told(on_checkpoint, "explain")
-    assert page["timesteps"] == 4
-    assert "sum" in page["readout"]
-    page = told(on_checkpoint, "explain", "--timesteps", 3, "--readout", "mean")
-    assert page["timesteps"] == 3
-    assert "mean" in page["readout"]
+    for options, timesteps, readout in (((), 4, "sum"), (("--timesteps", 3, "--readout", "mean"), 3, "mean")):
+        assert len(told(on_checkpoint, "evaluate", *options)["histogram"]) == timesteps
+        assert told(on_checkpoint, "explain", *options)["facts"]["readout"].startswith(readout)
 
 
 def test_a_checkpoint_on_sequences(here, on_checkpoint, monkeypatch):
