@@ -415,3 +415,17 @@ def test_a_wrapper_can_be_moved_to_float64():
     assert found.logits.dtype == torch.float64
     assert found.timesteps.tolist() == expected.timesteps.tolist()
     torch.testing.assert_close(found.logits, expected.logits.double())
+
+
+def test_a_loader_is_asked_for_its_samples_once():
+    class Loader(list):
+        asked = 0
+
+        def __iter__(self):
+            self.asked += 1
+            return super().__iter__()
+
+    net = model("spikingjelly")
+    loader = Loader(batches(net))
+    EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=2.5)
+    assert loader.asked == 1

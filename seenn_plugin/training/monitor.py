@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 
 from ..errors import OptionalDependencyError
 
+_SHOWN = 6
+
 
 class Monitor:
     """Follows one run after the other.
@@ -56,7 +58,10 @@ class Monitor:
 
     def epoch(self, epoch: int, scalars: dict[str, float]) -> None:
         """Epoch number ``epoch``, counted from 1, is done."""
-        self._bar.set_postfix({name: f"{value:.4f}" for name, value in scalars.items()}, refresh=False)
+        names = list(scalars)
+        if len(names) > _SHOWN:  # the accuracies of many timesteps
+            names = [names[0], names[-1]]
+        self._bar.set_postfix({name: f"{scalars[name]:.4f}" for name in names}, refresh=False)
         self._bar.update()
         if self._writer is not None:
             for name, value in scalars.items():
