@@ -10,7 +10,17 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "spikingjelly", "snntorch", "numpy", "triton", "cupy-cuda13x", "cupy-cuda12x")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "spikingjelly",
+    "snntorch",
+    "numpy",
+    "scikit-learn",
+    "triton",
+    "cupy-cuda13x",
+    "cupy-cuda12x",
+)
 
 
 def versions() -> dict[str, str]:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..plot import accuracy_curve, exit_histogram, operating_points
+from ..provenance import machine, versions
 from .data import Digits
 from .experiment import BATCH_SIZES, MAX_ACCURACY_DROP, Outcome
 
-_PACKAGES = ("torch", "spikingjelly", "snntorch", "scikit-learn", "numpy", "seenn-plugin")
 _DPI = 150
 
 
@@ -109,34 +103,3 @@ def save_report(
     }
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
-
-
-def machine() -> dict[str, Any]:
-    """Where the times were measured."""
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": "cpu",
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, as far as they are installed as distributions."""
-    found = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
