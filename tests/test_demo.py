@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from seenn_plugin import cli
-from seenn_plugin.demo import data, run, timing
+from seenn_plugin import cli, timing
+from seenn_plugin.demo import data, run
 
 SEED = 3
 

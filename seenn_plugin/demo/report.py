@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..plot import accuracy_curve, exit_histogram, operating_points
 from ..provenance import machine, versions
 from .data import Digits
