@@ -80,7 +80,8 @@ def cifar10_dvs(
 
     Args:
         root: a folder ``events_np/<class>/*.npz`` of events, as ``spikingjelly.datasets.CIFAR10DVS`` makes it, once,
-            of what it downloads; other numbers of recordings are as good.
+            of what it downloads; other numbers of recordings are as good. (0.0.0.0.14 needs a NumPy of its own time for
+            that, in which ``fromstring`` reads bytes; 2.0.0 makes the same.)
         split: ``"train"``, ``"validation"`` (a tenth of the training data), or ``"test"``.
         timesteps: T.
         split_by: ``"number"``: timesteps have equally many events; ``"time"``: they are equally long.
@@ -285,12 +286,12 @@ def _parts(source: _Source, root: Path) -> list[Any]:
 def _prepare(kind: Any, source: _Source, root: Path) -> None:
     """Let SpikingJelly make ``events_np``, and see to it that nobody takes a part of it for the whole.
 
-    0.0.0.0.14 takes any ``events_np`` as it is, and passes over recordings that it could not write.
+    0.0.0.0.14 takes any ``events_np`` as it is, and passes over recordings that it could not read or write.
     """
     events, unfinished = root / "events_np", root / "events_np.unfinished"
     markers = [path for path in (unfinished, root / "events_np.building") if path.exists()]  # ours, and that of 2.0.0
     if markers:
-        names = ", ".join(str(path) for path in (root / "extract", events, *markers))
+        names = ", ".join(str(path) for path in (root / "extract", events, *markers) if path.exists())
         raise InputError(f"the events in {events} are unfinished. Remove {names}, and try again.")
     if events.is_dir():
         return

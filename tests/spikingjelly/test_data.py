@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ LOADERS: dict[str, tuple[Callable[..., Dataset[Any]], tuple[str, ...], int, bool
     "dvs128_gesture": (dvs128_gesture, tuple(str(n) for n in range(11)), 128, True),
 }
 TRAIN, TEST = 12, 3
+OLD = not hasattr(NMNIST, "create_raw_from_extracted")  # 0.0.0.0.14
 
 
 def recording(seed: int, camera: int, number: int = 40) -> dict[str, np.ndarray]:
@@ -395,11 +397,15 @@ def publish(root: Path, name: str, monkeypatch: pytest.MonkeyPatch, samples: int
     real = data._Source
     classes = len(LOADERS[name][1])
     number = (NUMBER + 1) * classes if samples is None else samples
-    monkeypatch.setattr(data, "_Source", lambda *given: real(*given[:4], number, *given[5:]))
+    monkeypatch.setattr(data, "_Source", lambda *given: replace(real(*given), samples=number))
     return root
 
 
-@pytest.mark.parametrize("name", LOADERS)
+# It cannot read CIFAR10-DVS with the NumPy of today, see below.
+PREPARED = [name for name in LOADERS if not OLD or name != "cifar10_dvs"]
+
+
+@pytest.mark.parametrize("name", PREPARED)
 def test_published_archives_are_prepared_once(tmp_path, monkeypatch, capsys, name):
     load, classes, camera, _ = LOADERS[name]
     root = publish(tmp_path / "data", name, monkeypatch)
@@ -418,20 +424,31 @@ def test_published_archives_are_prepared_once(tmp_path, monkeypatch, capsys, nam
 
 
 def test_recordings_that_were_not_written_are_missed(tmp_path, monkeypatch, capsys):
-    root = publish(tmp_path / "data", "cifar10_dvs", monkeypatch, samples=121)
-    with pytest.raises(InputError, match=r"wrote 120 of 121 recordings. Remove"):
+    root = publish(tmp_path / "data", "nmnist", monkeypatch, samples=121)
+    with pytest.raises(InputError, match=r"wrote 120 of 121 recordings\. Remove"):
+        nmnist(root)
+    with pytest.raises(InputError, match=r"are unfinished\. Remove"):
+        nmnist(root)
+    capsys.readouterr()
+
+
+@pytest.mark.skipif(not OLD, reason="2.0.0 reads it")
+def test_recordings_that_could_not_be_read_are_missed(tmp_path, monkeypatch, capsys):
+    """``numpy.fromstring`` fails in a thread that nobody asks how it went."""
+    root = publish(tmp_path / "data", "cifar10_dvs", monkeypatch)
+    with pytest.raises(InputError, match=r"CIFAR10DVS cannot prepare .* no valid file"):
         cifar10_dvs(root)
-    with pytest.raises(InputError, match=r"are unfinished. Remove"):
+    with pytest.raises(InputError, match=r"are unfinished\. Remove"):
         cifar10_dvs(root)
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", PREPARED)
 def test_an_interrupted_preparation_is_not_taken_for_the_data(tmp_path, monkeypatch, capsys, name):
     load, *_ = LOADERS[name]
     kind, _ = PUBLISHED[name]
     root = publish(tmp_path / "data", name, monkeypatch)
-    step = "create_raw_from_extracted" if hasattr(kind, "create_raw_from_extracted") else "create_events_np_files"
+    step = "create_events_np_files" if OLD else "create_raw_from_extracted"
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
