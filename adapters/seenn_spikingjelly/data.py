@@ -1,8 +1,11 @@
 """Event-camera data sets, found and read by SpikingJelly's own classes: frames of event counts with their classes.
 
 A sample is float32 ``[T, 2, H, W]``: how many events of each polarity each pixel has had in each timestep. Counts are
-not normalised, as is the custom. Frames are made when a sample is read, not kept beside the data: a read-only folder is
-enough, and no half-written copy can be taken for the data.
+not normalised, as is the custom; in frames smaller than the camera's, a pixel has the mean count of those that it is
+made of (bilinear, antialiased). A recording is divided as a whole: its timesteps are known when it has ended.
+
+Frames are made when a sample is read, not kept beside the data: a read-only folder is enough, and no half-written copy
+can be taken for the data.
 """
 
 from __future__ import annotations
