@@ -65,7 +65,7 @@ EXAMPLE = ConvertedExample(
     stages=[
         Stage(
             "conventional",
-            Recipe(epochs=14, learning_rate=0.1, warmup=1, loss="mean", amp="bf16"),
+            Recipe(epochs=10, learning_rate=0.1, warmup=1, loss="mean", amp="bf16"),
             forward,
             {"augment": "crop"},
         )

@@ -1,13 +1,15 @@
-"""Conventional networks that SpikingJelly's ``ann2snn`` makes spiking ones of, without loss if they run long enough.
+"""Conventional networks, trained with quantised activations, that SpikingJelly's ``ann2snn`` makes spiking ones of.
 
-A neuron that integrates its current, and fires whenever the potential reaches the threshold, emits after t timesteps
-as many spikes as a staircase with t steps says. A network that is trained with such a staircase in the place of the
-ReLU (QCFS) therefore stays what it is when it is converted, but for the order in which spikes arrive.
+A neuron that integrates a constant current without leak, from half its threshold on, and fires whenever the threshold
+is reached, has fired after t timesteps as often as a staircase with t steps says. A network that is trained with such a
+staircase (QCFS) in the place of the ReLU is therefore used to what conversion does to it; what remains is that spikes
+do not arrive evenly.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import ann2snn, functional, neuron
@@ -79,7 +81,7 @@ def small_quantised_resnet(channels: int = 32, blocks: int = 1, classes: int = 1
 
 
 def small_converted_resnet(channels: int = 32, blocks: int = 1, classes: int = 10) -> nn.Module:
-    """:func:`small_quantised_resnet`, converted: one call is one timestep, ``[N, 3, 32, 32]`` to currents ``[N, C]``."""
+    """:func:`small_quantised_resnet`, converted: a call is a timestep, ``[N, 3, 32, 32]`` to currents ``[N, C]``."""
     return convert(small_quantised_resnet(channels, blocks, classes), torch.zeros(1, 3, 32, 32))
 
 
@@ -100,11 +102,7 @@ def convert(ann: nn.Module, example: Tensor) -> fx.GraphModule:
     for name, module in list(ann.named_modules()):
         if isinstance(module, QCFS):
             ann.set_submodule(name, _showing(module.threshold.detach()))
-    batches = [(example, None)]
-    if hasattr(ann2snn, "RateCodingRecipe"):  # 2.0
-        snn = ann2snn.Converter(ann2snn.RateCodingRecipe(batches, mode="max")).convert(ann)
-    else:
-        snn = ann2snn.Converter(batches, mode="max")(ann)
+    snn = _spiking(ann, [(example, None)])
     _rename(snn)
     for module in snn.modules():
         if isinstance(module, neuron.IFNode):
@@ -124,21 +122,29 @@ def run(model: nn.Module, x: Tensor, timesteps: int) -> Tensor:
 def _showing(threshold: Tensor) -> nn.ReLU:
     """A ReLU that shows the converter, which makes a threshold of the largest activation that it sees, this one."""
     relu = nn.ReLU()
-    relu.register_forward_hook(lambda module, inputs, output: torch.full_like(output, float(threshold)))
+
+    def show(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.full_like(output, float(threshold))
+
+    relu.register_forward_hook(show)
     return relu
 
 
+def _spiking(ann: nn.Module, batches: list[tuple[Tensor, None]]) -> fx.GraphModule:
+    converter: Any = ann2snn.Converter
+    if hasattr(ann2snn, "RateCodingRecipe"):  # 2.0
+        return converter(ann2snn.RateCodingRecipe(batches, mode="max")).convert(ann)
+    return converter(batches, mode="max")(ann)
+
+
 def _rename(snn: fx.GraphModule) -> None:
-    """Name what stands for the k-th activation ``spiking.k``, with scaler, neuron, scaler: every version has its own."""
-    parts = [
-        node
-        for node in snn.graph.nodes
-        if node.op == "call_module" and isinstance(snn.get_submodule(node.target), neuron.IFNode | VoltageScaler)
-    ]
-    for position, node in enumerate(parts):
-        name = f"spiking.{position // 3}.{position % 3}"
-        snn.add_submodule(name, snn.get_submodule(node.target))
-        node.target = name
+    """Call scaler, neuron, scaler of the k-th activation ``spiking.k.0`` to ``.2``: every version has its own names."""
+    calls = [node for node in snn.graph.nodes if node.op == "call_module"]
+    parts = [(node, snn.get_submodule(str(node.target))) for node in calls]
+    spiking = [(node, part) for node, part in parts if isinstance(part, neuron.IFNode | VoltageScaler)]
+    for position, (node, part) in enumerate(spiking):
+        node.target = f"spiking.{position // 3}.{position % 3}"
+        snn.add_submodule(node.target, part)
     snn.delete_all_unused_submodules()
     snn.recompile()
 
