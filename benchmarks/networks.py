@@ -147,75 +147,32 @@ class SEWResNet18(SpikingJellyNetwork):
     name = "SEW-ResNet18, CIFAR stem (SpikingJelly)"
 
     def build(self) -> nn.Module:
-        from spikingjelly.activation_based import layer, neuron, surrogate
-        from spikingjelly.activation_based.model import sew_resnet
+        from seenn_spikingjelly.networks import sew_resnet18
 
-        model = sew_resnet.sew_resnet18(
-            num_classes=CLASSES,
-            cnf="ADD",
-            spiking_neuron=neuron.LIFNode,  # pyright: ignore[reportArgumentType]
-            surrogate_function=surrogate.ATan(),
-            detach_reset=True,
-        )
-        model.conv1 = layer.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        setattr(model, "maxpool", nn.Identity())  # noqa: B010 (declared as a MaxPool2d)
-        return model
+        return sew_resnet18(CLASSES)
 
 
 class ResNet19(SpikingJellyNetwork):
     """The ResNet-19 of SEENN: stages of 3, 3 and 2 blocks with 128, 256 and 512 channels, and a head of two layers."""
 
     name = "ResNet-19, 128-256-512 (SpikingJelly)"
-    stages = ((128, 3), (256, 3), (512, 2))
-    hidden = 256
 
     def build(self) -> nn.Module:
-        from spikingjelly.activation_based import layer
+        from seenn_spikingjelly.networks import resnet19
 
-        channels = self.stages[0][0]
-        layers: list[nn.Module] = [_convolution(3, channels), _lif()]
-        for stage, (width, blocks) in enumerate(self.stages):
-            for block in range(blocks):
-                layers.append(ResidualBlock(channels, width, stride=2 if stage and not block else 1))
-                channels = width
-        head = [layer.Linear(channels, self.hidden), _lif(), layer.Linear(self.hidden, CLASSES)]
-        return nn.Sequential(*layers, layer.AdaptiveAvgPool2d(1), layer.Flatten(), *head)
+        return resnet19(classes=CLASSES)
 
 
-class Tiny(ResNet19):
+class Tiny(SpikingJellyNetwork):
     """The same kind of network, small enough to rehearse with."""
 
     name = "a tiny ResNet (SpikingJelly)"
-    stages = ((8, 1), (16, 1))
-    hidden = 16
     row = (3, 8, 8)
 
+    def build(self) -> nn.Module:
+        from seenn_spikingjelly.networks import resnet19
 
-class ResidualBlock(nn.Module):
-    """Two convolutions and a shortcut, added up before the second neuron fires."""
-
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(_convolution(channels, width, stride=stride), _lif(), _convolution(width, width))
-        same = stride == 1 and channels == width
-        self.shortcut = nn.Identity() if same else _convolution(channels, width, kernel=1, stride=stride)
-        self.neuron = _lif()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(self.branch(x) + self.shortcut(x))
-
-
-def _convolution(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-    from spikingjelly.activation_based import layer
-
-    convolution = layer.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(convolution, layer.BatchNorm2d(width))
-
-
-def _lif() -> nn.Module:
-    from spikingjelly.activation_based import neuron, surrogate
-
-    return neuron.LIFNode(surrogate_function=surrogate.ATan(), detach_reset=True)
+        return resnet19(widths=(8, 16), blocks=(1, 1), hidden=16, classes=CLASSES)
 
 
 class Spikformer(SpikingJellyNetwork):
@@ -225,11 +182,9 @@ class Spikformer(SpikingJellyNetwork):
     single_steps = False
 
     def build(self) -> nn.Module:
-        from spikingjelly.activation_based.model import spikformer
+        from seenn_spikingjelly.networks import spikformer
 
-        return spikformer.Spikformer(
-            img_size_h=32, img_size_w=32, patch_size=4, num_classes=CLASSES, embed_dims=256, num_heads=8, depths=4
-        )
+        return spikformer(classes=CLASSES)
 
 
 # -- snnTorch -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python examples/cifar10_sew_resnet.py --data DIR --pretrained   # numbers in a minute
     python examples/cifar10_sew_resnet.py --data DIR                # train it, an hour or two on two cores
+    python examples/cifar10_sew_resnet.py --network sew_resnet18 --data DIR   # SpikingJelly's SEW-ResNet18: wants a GPU
 
 DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), or ``train/<class>/`` and
 ``test/<class>/`` of image files.
@@ -9,11 +10,13 @@ DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), o
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from functools import partial
 
 import torch
 from common import Example, Stage, main
-from seenn_spikingjelly.networks import run, small_sew_resnet
+from seenn_spikingjelly.networks import run, sew_resnet18, small_sew_resnet
 from torch import Tensor, nn
 
 from seenn_plugin.pretrained import Card
@@ -62,5 +65,29 @@ EXAMPLE = Example(
     ],
 )
 
+LARGE = Example(
+    name="cifar10-sew-resnet18",
+    card=replace(
+        EXAMPLE.card,
+        title="SEW-ResNet18 on CIFAR-10",
+        network="seenn_spikingjelly.networks:sew_resnet18",
+        arguments={},
+    ),
+    build=sew_resnet18,
+    stages=[
+        Stage(
+            "all-timesteps",
+            Recipe(epochs=100, learning_rate=0.1, warmup=5, cutmix=0.5),
+            partial(run, timesteps=TIMESTEPS),
+            {"augment": "auto"},
+        )
+    ],
+)
+
+EXAMPLES = {"small_sew_resnet": EXAMPLE, "sew_resnet18": LARGE}
+
 if __name__ == "__main__":
-    main(EXAMPLE)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--network", choices=EXAMPLES, default="small_sew_resnet")
+    chosen, others = parser.parse_known_args()
+    main(EXAMPLES[chosen.network], others)

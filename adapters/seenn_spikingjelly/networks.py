@@ -1,14 +1,18 @@
-"""Networks of the field that SpikingJelly does not ship, each in multi-step mode: ``[T, N, ...]`` to ``[T, N, C]``.
+"""Networks of the field for images of 32 x 32 pixels, each in multi-step mode: ``[T, N, ...]`` to ``[T, N, C]``.
 
 Nothing here knows of early exit: the wrapper takes these networks as it takes anybody else's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based.model import sew_resnet
 from torch import Tensor, nn
+
+from seenn_plugin.errors import OptionalDependencyError
 
 
 def run(model: nn.Module, x: Tensor, timesteps: int) -> Tensor:
@@ -62,6 +66,95 @@ def small_sew_resnet(channels: int = 32, blocks: int = 1, classes: int = 10) -> 
     return model
 
 
+def sew_resnet18(classes: int = 10) -> nn.Module:
+    """SpikingJelly's SEW-ResNet18, ADD (arXiv 2102.04159), with a stem that leaves 32 x 32 pixels as they are.
+
+    Args:
+        classes: of the head.
+    """
+    model = sew_resnet.sew_resnet18(
+        num_classes=classes,
+        cnf="ADD",
+        spiking_neuron=neuron.LIFNode,  # pyright: ignore[reportArgumentType]
+        surrogate_function=surrogate.ATan(),
+        detach_reset=True,
+    )
+    model.conv1 = layer.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    setattr(model, "maxpool", nn.Identity())  # noqa: B010 (declared as a MaxPool2d)
+    functional.set_step_mode(model, "m")
+    return model
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a shortcut, added up before the second neuron fires."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        same = stride == 1 and channels == width
+        self.branch = nn.Sequential(
+            *_convolution(channels, width, 3, stride), _seenn_lif(), *_convolution(width, width, 3)
+        )
+        self.shortcut = nn.Identity() if same else nn.Sequential(*_convolution(channels, width, 1, stride))
+        self.neuron = _seenn_lif()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(self.branch(x) + self.shortcut(x))
+
+
+def resnet19(
+    widths: Sequence[int] = (128, 256, 512), blocks: Sequence[int] = (3, 3, 2), hidden: int = 256, classes: int = 10
+) -> nn.Module:
+    """The ResNet-19 of SEENN (arXiv 2304.01230), with a head of two layers.
+
+    In multi-step mode, batch normalisation takes its statistics over timesteps and rows; before neurons with the
+    threshold 1 that is threshold-dependent batch normalisation (tdBN, arXiv 2011.05280).
+
+    Args:
+        widths: channels of the stages.
+        blocks: residual blocks of each.
+        hidden: neurons of the head.
+        classes: of the head.
+    """
+    width = widths[0]
+    layers: list[nn.Module] = [*_convolution(3, width, 3), _seenn_lif()]
+    for stage, (channels, number) in enumerate(zip(widths, blocks, strict=True)):
+        for block in range(number):
+            layers.append(ResidualBlock(width, channels, stride=2 if stage and not block else 1))
+            width = channels
+    layers += [layer.AdaptiveAvgPool2d(1), layer.Flatten()]
+    layers += [layer.Linear(width, hidden), _seenn_lif(), layer.Linear(hidden, classes)]
+    model = nn.Sequential(*layers)
+    functional.set_step_mode(model, "m")
+    return model
+
+
+def spikformer(width: int = 256, depth: int = 4, heads: int = 8, classes: int = 10) -> nn.Module:
+    """SpikingJelly's Spikformer (arXiv 2209.15425) for 32 x 32 pixels, in patches of 4 x 4.
+
+    Args:
+        width: of the embedding.
+        depth: transformer blocks.
+        heads: of the attention.
+        classes: of the head.
+
+    Raises:
+        OptionalDependencyError: this SpikingJelly is too old to have one.
+    """
+    try:
+        from spikingjelly.activation_based.model.spikformer import Spikformer
+    except ImportError as error:
+        raise OptionalDependencyError("SpikingJelly 2.0", "spikingjelly", "Spikformer") from error
+    return Spikformer(
+        img_size_h=32,
+        img_size_w=32,
+        patch_size=4,
+        num_classes=classes,
+        embed_dims=width,
+        num_heads=heads,
+        depths=depth,
+    )
+
+
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     convolution = layer.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     return convolution, layer.BatchNorm2d(width)
@@ -69,3 +162,8 @@ def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> tup
 
 def _lif(**options: Any) -> nn.Module:
     return neuron.LIFNode(**{"surrogate_function": surrogate.ATan(), "detach_reset": True, **options})
+
+
+def _seenn_lif() -> nn.Module:
+    """``v <- v / 2 + x``, threshold 1, hard reset, a triangle for the gradient of the spike, as SEENN trains it."""
+    return neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0))

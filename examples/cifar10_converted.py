@@ -1,0 +1,76 @@
+"""A conventional ResNet, trained on CIFAR-10, converted by SpikingJelly's ``ann2snn``, and stopped early.
+
+    python examples/cifar10_converted.py --data DIR --pretrained   # numbers in some minutes
+    python examples/cifar10_converted.py --data DIR                # train and convert it, half an hour on one core
+
+DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), or ``train/<class>/`` and
+``test/<class>/`` of image files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from common import Example, Stage, main
+from seenn_spikingjelly.converted import convert, run, small_quantised_resnet
+from torch import Tensor, nn
+
+from seenn_plugin.pretrained import Card, Pretrained
+from seenn_plugin.training import Recipe
+
+TIMESTEPS = 32
+NETWORK = {"channels": 32}
+
+
+class ConvertedExample(Example):
+    """Its stages train the conventional network; its card is that of the spiking one."""
+
+    def trained(self, root: Path, out: Path, device: str, workers: int, epochs: int | None = None) -> Pretrained:
+        conventional = super().trained(root, out, device, workers, epochs)
+        card = conventional.card
+        conversion = {"name": "conversion", "accuracy before": card.accuracy}
+        images, _ = next(iter(conventional.batches(root, "validation")))
+        spiking = Pretrained(
+            convert(conventional.model, images.to(device)), replace(card, recipe=[*card.recipe, conversion])
+        )
+        return spiking.measured(partial(run, timesteps=card.wrapper["timesteps"]), root)
+
+
+def build() -> nn.Module:
+    return small_quantised_resnet(**NETWORK).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def forward(model: nn.Module, images: Tensor) -> Tensor:
+    """The conventional network, as the run of one timestep."""
+    return model(images.contiguous(memory_format=torch.channels_last)).unsqueeze(0)
+
+
+EXAMPLE = ConvertedExample(
+    name="cifar10-converted",
+    card=Card(
+        title="Small ResNet on CIFAR-10, converted",
+        network="seenn_spikingjelly.converted:small_converted_resnet",
+        arguments=NETWORK,
+        wrapper={"timesteps": TIMESTEPS},
+        loader="seenn_plugin.data:cifar10",
+        loader_arguments={},
+        data="CIFAR-10",
+        recipe=[],
+        seed=0,
+    ),
+    build=build,
+    stages=[
+        Stage(
+            "conventional",
+            Recipe(epochs=10, learning_rate=0.1, warmup=1, loss="mean", amp="bf16"),
+            forward,
+            {"augment": "crop"},
+        )
+    ],
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)

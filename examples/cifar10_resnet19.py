@@ -1,0 +1,48 @@
+"""SEENN's ResNet-19 (SpikingJelly) on CIFAR-10, trained as its authors do, that stops as soon as it knows the answer.
+
+    python examples/cifar10_resnet19.py --data DIR --pretrained   # numbers in a minute
+    python examples/cifar10_resnet19.py --data DIR                # train it: wants a GPU
+
+Training goes on where it was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it
+(it does, if nothing is there), or ``train/<class>/`` and ``test/<class>/`` of image files.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from common import Example, Stage, main
+from seenn_spikingjelly.networks import resnet19, run
+
+from seenn_plugin.pretrained import Card
+from seenn_plugin.training import Recipe
+
+TIMESTEPS = 4
+
+EXAMPLE = Example(
+    name="cifar10-resnet19",
+    card=Card(
+        title="ResNet-19 on CIFAR-10",
+        network="seenn_spikingjelly.networks:resnet19",
+        arguments={},
+        wrapper={"timesteps": TIMESTEPS},
+        loader="seenn_plugin.data:cifar10",
+        loader_arguments={},
+        data="CIFAR-10",
+        recipe=[],
+        seed=0,
+    ),
+    build=resnet19,
+    stages=[
+        # arXiv 2304.01230: TET, SGD, a learning rate of 0.05 for 256 images, AutoAugment and CutMix.
+        Stage(
+            "all-timesteps",
+            Recipe(epochs=300, batch_size=256, learning_rate=0.05, weight_decay=5e-4, cutmix=0.5),
+            partial(run, timesteps=TIMESTEPS),
+            {"augment": "auto"},
+        )
+    ],
+)
+
+if __name__ == "__main__":
+    main(EXAMPLE)
