@@ -20,7 +20,7 @@ HELD_OUT = 0.1
 AUGMENTATIONS = ("none", "crop", "auto")
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _BRAILLE_HELD_OUT = 0.2
-_BRAILLE_BINS = 256
+_BRAILLE_BINS, _TAXELS = 256, 12
 
 
 def held_out(data: Dataset[Any], labels: Sequence[int], split: str, share: float = HELD_OUT) -> Subset[Any]:
@@ -131,10 +131,10 @@ def braille(root: str | Path, split: str = "test", *, timesteps: int = _BRAILLE_
         raise InputError(f"timesteps must be one of {', '.join(map(str, valid))}, not {timesteps}.")
     file = Path(root) / "braille7.npz"
     spikes, label, part = map(torch.from_numpy, _arrays(file, "spikes", "label", "split"))
-    if spikes.ndim != 3 or spikes.shape[1] != _BRAILLE_BINS or not label.shape == part.shape == spikes.shape[:1]:
+    if spikes.shape[1:] != (_BRAILLE_BINS, _TAXELS) or not label.shape == part.shape == spikes.shape[:1]:
         raise InputError(
-            f"{file} must hold spikes [n, {_BRAILLE_BINS}, 12], n labels and n splits, not {tuple(spikes.shape)}, "
-            f"{tuple(label.shape)} and {tuple(part.shape)}."
+            f"{file} must hold spikes [n, {_BRAILLE_BINS}, {_TAXELS}], n labels and n splits, not "
+            f"{tuple(spikes.shape)}, {tuple(label.shape)} and {tuple(part.shape)}."
         )
     chosen = part == (1 if split == "test" else 0)
     counts = spikes[chosen].float().unflatten(1, (timesteps, -1)).sum(2)
@@ -163,10 +163,10 @@ def _check(kind: str, name: str, valid: Sequence[str]) -> None:
 def _arrays(file: Path, *names: str) -> list[np.ndarray]:
     """Arrays of a ``.npz`` file."""
     try:
-        with np.load(file) as archive:
+        with file.open("rb") as stream, np.load(stream) as archive:
             return [archive[name] for name in names]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file} is no .npz file with the arrays {', '.join(names)}: {error}") from error
+    except Exception as error:  # what the reader raises depends on what is there instead
+        raise InputError(f"{file} is no .npz file with the arrays {', '.join(names)}: {error!r}") from error
 
 
 def _torchvision(purpose: str) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """A convolutional network of Leaky neurons, for images of 28 x 28 pixels, shown at every timestep.
 
-    Images ``[N, 1, 28, 28]`` to the spikes and the membrane potentials of the output neurons, ``[T, N, classes]`` each.
+    Images ``[N, 1, 28, 28]`` to the membrane potentials of the output neurons ``[T, N, classes]``.
 
     Args:
         num_steps: T.
@@ -40,11 +40,10 @@ class ConvNet(nn.Module):
         self.fc = nn.Linear(channels[1] * 4 * 4, classes)
         self.lif3 = snn.Leaky(beta=beta, spike_grad=spike_grad)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         mem1 = self.lif1.init_leaky()
         mem2 = self.lif2.init_leaky()
         mem3 = self.lif3.init_leaky()
-        spk3_rec = []
         mem3_rec = []
 
         for _ in range(self.num_steps):
@@ -53,11 +52,10 @@ class ConvNet(nn.Module):
             cur2 = self.pool2(self.conv2(spk1))
             spk2, mem2 = self.lif2(cur2, mem2)
             cur3 = self.fc(spk2.flatten(1))
-            spk3, mem3 = self.lif3(cur3, mem3)
-            spk3_rec.append(spk3)
+            _, mem3 = self.lif3(cur3, mem3)
             mem3_rec.append(mem3)
 
-        return torch.stack(spk3_rec), torch.stack(mem3_rec)
+        return torch.stack(mem3_rec)
 
 
 class RecurrentNet(nn.Module):
