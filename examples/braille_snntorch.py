@@ -45,7 +45,7 @@ EXAMPLE = Example(
         # Every timestep answers for itself: what is known after half a letter is worth something.
         Stage(
             "train",
-            Recipe(epochs=60, batch_size=64, optimizer="adamw", learning_rate=2e-3, tet_lambda=0.0, clip=1.0),
+            Recipe(epochs=30, batch_size=64, optimizer="adamw", learning_rate=2e-3, tet_lambda=0.0, clip=1.0),
             forward,
         )
     ],

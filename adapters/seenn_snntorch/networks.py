@@ -30,15 +30,14 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         self.num_steps = num_steps
-        spike_grad = surrogate.fast_sigmoid(slope=25)
         self.conv1 = nn.Conv2d(1, channels[0], 5)
         self.pool1 = nn.MaxPool2d(2)
-        self.lif1 = snn.Leaky(beta=beta, spike_grad=spike_grad)
+        self.lif1 = snn.Leaky(beta=beta)
         self.conv2 = nn.Conv2d(channels[0], channels[1], 5)
         self.pool2 = nn.MaxPool2d(2)
-        self.lif2 = snn.Leaky(beta=beta, spike_grad=spike_grad)
+        self.lif2 = snn.Leaky(beta=beta)
         self.fc = nn.Linear(channels[1] * 4 * 4, classes)
-        self.lif3 = snn.Leaky(beta=beta, spike_grad=spike_grad)
+        self.lif3 = snn.Leaky(beta=beta)
 
     def forward(self, x: Tensor) -> Tensor:
         mem1 = self.lif1.init_leaky()
