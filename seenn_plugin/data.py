@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 
 from .errors import InputError, OptionalDependencyError
 from .naming import unknown_name
@@ -107,11 +107,11 @@ def mnist(root: str | Path, split: str = "test", augment: str = "none") -> Datas
         )
     drawn = [] if augment == "none" else [v2.RandomCrop(28, padding=2)]
     transform = v2.Compose([*drawn, v2.ToDtype(torch.float32, scale=True)])
-    data = _Images(images.unsqueeze(1), labels.tolist(), transform)
+    data = _InMemory(images.unsqueeze(1), labels.tolist(), transform)
     return data if is_test else held_out(data, data.labels, split)
 
 
-def braille(root: str | Path, split: str = "test", *, timesteps: int = _BRAILLE_BINS) -> Dataset[tuple[Tensor, Tensor]]:
+def braille(root: str | Path, split: str = "test", *, timesteps: int = _BRAILLE_BINS) -> Dataset[tuple[Tensor, int]]:
     """Braille letters read by a sliding artificial fingertip (Müller-Cleve et al. 2022, doi 10.3389/fnins.2022.951164).
 
     Events of 12 taxels over 1.28 s, float32 ``[timesteps, 12]``, with their classes.
@@ -138,21 +138,22 @@ def braille(root: str | Path, split: str = "test", *, timesteps: int = _BRAILLE_
         )
     chosen = part == (1 if split == "test" else 0)
     counts = spikes[chosen].float().unflatten(1, (timesteps, -1)).sum(2)
-    data = TensorDataset(counts, label[chosen].long())
-    return data if split == "test" else held_out(data, data.tensors[1].tolist(), split, _BRAILLE_HELD_OUT)
+    data = _InMemory(counts, label[chosen].tolist())
+    return data if split == "test" else held_out(data, data.labels, split, _BRAILLE_HELD_OUT)
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
-    """Images in memory, each transformed whenever it is taken."""
+class _InMemory(Dataset[tuple[Tensor, int]]):
+    """Inputs with their classes, each transformed, if at all, whenever it is taken."""
 
-    def __init__(self, images: Tensor, labels: list[int], transform: Any) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    def __init__(self, inputs: Tensor, labels: list[int], transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.inputs, self.labels, self.transform = inputs, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[index]), self.labels[index]
+        item = self.inputs[index]
+        return item if self.transform is None else self.transform(item), self.labels[index]
 
 
 def _check(kind: str, name: str, valid: Sequence[str]) -> None:

@@ -347,6 +347,14 @@ def test_unknown_splits_are_named_before_anything_is_read(tmp_path, load):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("load", "fixture"), [(cifar10, "cifar_folder"), (mnist, "mnist_npz"), (braille, "braille_npz")]
+)
+def test_every_data_set_can_be_sent_to_workers(load, fixture, request):
+    data = load(request.getfixturevalue(fixture)[0], "train")
+    assert inputs(pickle.loads(pickle.dumps(data))) == inputs(data)
+
+
 @pytest.mark.parametrize(("load", "augment"), [(cifar10, "crops"), (mnist, "auto")])
 def test_unknown_augmentations_are_named(tmp_path, load, augment):
     with pytest.raises(InputError, match=f"unknown augmentation '{augment}'"):

@@ -91,5 +91,6 @@ def run_sequence(model: nn.Module, frames: Tensor) -> Tensor:
     """snnTorch's own run of a one-step network, from a fresh state: frames ``[T, N, ...]`` to outputs ``[T, N, C]``."""
     for module in model.modules():
         if isinstance(module, snn.SpikingNeuron):
-            module.reset_mem()  # not utils.reset, which resets every network of the process
+            # Not utils.reset, which resets the neurons of every network of the process.
+            module.reset_mem()  # pyright: ignore[reportCallIssue]
     return torch.stack([model(frame) for frame in frames])
