@@ -60,7 +60,7 @@ def example(dataset: str = "nmnist", fold: int | None = None) -> Example:
     name, data = f"{dataset}-vgg", title
     if fold is not None:
         loader_arguments["fold"] = fold
-        name, data = f"{name}-fold{fold}", f"{title}, fold {fold} of 5"
+        name, data = f"{name}-fold{fold}", f"{title}, in 5 folds"
     return Example(
         name=name,
         card=Card(
@@ -78,6 +78,8 @@ def example(dataset: str = "nmnist", fold: int | None = None) -> Example:
         stages=[Stage("training", recipe, forward, {"augment": augment})],
     )
 
+
+EXAMPLE = example()
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -113,13 +113,17 @@ def _plain(hint: Any) -> Any:
     return origin if origin in (dict, list) else hint
 
 
+_MANY = 16
+"""With more timesteps than this a page shows the powers of two, and the last."""
+
+
 def page(card: Card) -> str:
     """A model card in Markdown."""
     parts = [
         f"# {card.title}",
         f"`{card.network}` with {_list(card.arguments) or 'its defaults'}, wrapped with {_list(card.wrapper)}. Trained "
-        f"on {card.data}; weights in half precision.",
-        "## Accuracy at all timesteps",
+        f"on {card.data}, read by `{card.loader}`{_given(card.loader_arguments)}; weights in half precision.",
+        "## Accuracy of the static network",
         _accuracies(card) if card.accuracy else "Not measured.",
         "## Training",
         _stages(card.recipe) if card.recipe else "Not trained.",
@@ -132,8 +136,9 @@ def page(card: Card) -> str:
 
 def _accuracies(card: Card) -> str:
     header = ["timesteps", *(f"{split} ({card.samples[split]} samples)" for split in card.accuracy)]
-    rows = zip(*card.accuracy.values(), strict=True)
-    return _table(header, [(str(t), *(f"{100 * value:.2f} %" for value in row)) for t, row in enumerate(rows, start=1)])
+    rows = list(zip(*card.accuracy.values(), strict=True))
+    shown = [t for t in range(1, len(rows) + 1) if len(rows) <= _MANY or t & (t - 1) == 0 or t == len(rows)]
+    return _table(header, [(str(t), *(f"{100 * value:.2f} %" for value in rows[t - 1])) for t in shown])
 
 
 def _stages(stages: list[dict[str, Any]]) -> str:
@@ -153,6 +158,10 @@ def _cell(value: Any) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def _given(arguments: dict[str, Any]) -> str:
+    return f" with {_list(arguments)}" if arguments else ""
 
 
 def _list(values: dict[str, Any]) -> str:

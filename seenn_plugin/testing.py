@@ -58,12 +58,16 @@ class Snapshot:
 def _freeze(value: Any) -> tuple[Any, Any]:
     """The object itself, and its content as far as it may change in place."""
     if isinstance(value, Tensor):
-        return value, (value.detach().clone(), value.requires_grad, value.grad)
+        return value, (value.detach().clone(), value.requires_grad, _gradient(value))
     if isinstance(value, dict):
         return value, {key: _freeze(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return value, [_freeze(item) for item in value]
     return value, None
+
+
+def _gradient(tensor: Tensor) -> Tensor | None:
+    return tensor.grad if tensor.is_leaf else None  # PyTorch warns where there is none to be had
 
 
 def _compare(frozen: tuple[Any, Any], now: Any, label: str) -> list[str]:
@@ -75,7 +79,7 @@ def _compare(frozen: tuple[Any, Any], now: Any, label: str) -> list[str]:
     if isinstance(then, Tensor):
         value, requires_grad, grad = content
         changed = now.shape != value.shape or now.dtype != value.dtype or not _same_values(now.detach(), value)
-        flags = now.requires_grad != requires_grad or now.grad is not grad
+        flags = now.requires_grad != requires_grad or _gradient(now) is not grad
         return [f"{label} has other values"] * changed + [f"{label} has other gradients"] * flags
     if isinstance(then, dict):
         found = [f"{_join(label, key)} appeared" for key in now if key not in content]

@@ -9,11 +9,14 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 FOLDER = Path(__file__).parent.parent / "examples"
-NAMES = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "common.py")
+# Their recipes are run on narrow networks in tests/spikingjelly/test_cifar10_examples.py.
+LARGE = {"cifar10_resnet19.py", "cifar10_spikformer.py"}
+NAMES = sorted({path.name for path in FOLDER.glob("*.py")} - {"common.py", *LARGE})
 
 
 def image_folder(root: Path, size: int = 32, classes: int = 2) -> None:
@@ -30,8 +33,47 @@ def image_folder(root: Path, size: int = 32, classes: int = 2) -> None:
                 write_png(image, str(folder / f"{index}.png"))
 
 
+def events(root: Path) -> None:
+    """``events_np/{train,test}/<digit>/*.npz`` of N-MNIST: for each of two digits as few as can be split."""
+    generator = np.random.default_rng(0)
+    for split, each in (("train", 12), ("test", 3)):
+        for digit in range(2):
+            folder = root / "events_np" / split / str(digit)
+            folder.mkdir(parents=True)
+            for index in range(each):
+                places = {axis: generator.integers(0, 34, 50) for axis in "xy"}
+                times = np.sort(generator.integers(0, 300_000, 50))
+                np.savez(folder / f"{index}.npz", t=times, p=generator.integers(0, 2, 50), **places)
+
+
+def digits(root: Path) -> None:
+    """``mnist.npz``."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, each in (("train", 12), ("test", 3)):
+        arrays[f"x_{split}"] = generator.integers(0, 256, (2 * each, 28, 28), dtype=np.uint8)
+        arrays[f"y_{split}"] = np.arange(2 * each, dtype=np.uint8) % 2
+    root.mkdir()
+    np.savez(root / "mnist.npz", **arrays)
+
+
+def letters(root: Path) -> None:
+    """``braille7.npz``."""
+    generator = np.random.default_rng(0)
+    spikes = generator.random((30, 256, 12)) < 0.05
+    split = np.arange(30) >= 24
+    root.mkdir()
+    np.savez(root / "braille7.npz", spikes=spikes.astype(np.uint8), label=np.arange(30) % 2, split=split, classes=["A"])
+
+
 # For every example on real data: what writes a little data of its form.
-SMALL_DATA = {"cifar10_sew_resnet.py": image_folder}
+SMALL_DATA = {
+    "braille_snntorch.py": letters,
+    "cifar10_converted.py": image_folder,
+    "cifar10_sew_resnet.py": image_folder,
+    "event_vgg.py": events,
+    "mnist_snntorch.py": digits,
+}
 
 
 @cache
