@@ -381,7 +381,7 @@ class Counted(list):
         (HalfTime(), 2),
         (PatiencePolicy(2) | ConfidencePolicy(0.99), 2),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__ if isinstance(value, Policy) else None,
 )
 def test_the_data_are_read_as_often_as_the_curve_needs(policy, readings, tmp_path):
     loader = Counted(images(20))
