@@ -221,7 +221,9 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
         steps: timesteps between two looks, so that places fall free at the same time and at different ones.
     """
     exits = case.exits(rule)
-    adapter = case.wrap(rule).adapter
+    snn = case.wrap(rule)
+    adapter = snn.adapter
+    adapter.timesteps, adapter.time_dim = snn.timesteps, snn.time_dim  # as the wrapper does at every call
     waiting = list(range(case.n))
     running, waiting = waiting[:slots], waiting[slots:]
     made: dict[int, list[Tensor]] = {row: [] for row in range(case.n)}

@@ -76,14 +76,12 @@ def spikingjelly_net():
 def snntorch_net():
     """Its membrane potentials are buffers, and hold the graph of the last batch."""
     snntorch = pytest.importorskip("snntorch")
-    from snntorch import utils
-
     net = nn.Sequential(
         nn.Linear(FEATURES, 24), snntorch.Leaky(beta=0.9, init_hidden=True, learn_beta=True), nn.Linear(24, CLASSES)
     )
 
     def forward(model, x):
-        utils.reset(model)
+        model[1].reset_mem()  # snntorch.utils.reset would reset the neurons of every other network as well
         return torch.stack([model(4 * x) for _ in range(T)])
 
     return net, forward
