@@ -40,7 +40,7 @@ EXAMPLE = Example(
         title="Small SEW-ResNet on CIFAR-10",
         network="seenn_spikingjelly.networks:small_sew_resnet",
         arguments=NETWORK,
-        wrapper={"timesteps": TIMESTEPS},
+        wrapper={"timesteps": TIMESTEPS, "readout": "sum"},
         loader="seenn_plugin.data:cifar10",
         loader_arguments={},
         data="CIFAR-10",
@@ -52,13 +52,13 @@ EXAMPLE = Example(
         # One timestep teaches most of it, at a quarter of the price.
         Stage(
             "one-timestep",
-            Recipe(epochs=20, learning_rate=0.1, warmup=1, amp="bf16"),
+            Recipe(epochs=30, learning_rate=0.1, warmup=1, amp="bf16", compile=True),
             partial(forward, timesteps=1),
             {"augment": "crop"},
         ),
         Stage(
             "all-timesteps",
-            Recipe(epochs=6, learning_rate=0.05, warmup=0.5, ema=0.999, amp="bf16"),
+            Recipe(epochs=10, learning_rate=0.05, warmup=0.5, ema=0.999, amp="bf16", compile=True),
             partial(forward, timesteps=TIMESTEPS),
             {"augment": "crop"},
         ),

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import shutil
 import sys
 
 import pytest
@@ -97,6 +98,16 @@ def same_weights(first, second):
 
 
 QUICK = {"epochs": 3, "batch_size": 16, "learning_rate": 0.05}
+COMPILED = pytest.param(
+    {"compile": True},
+    marks=[
+        pytest.mark.skipif(
+            shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler"
+        ),
+        # PyTorch's own look at a state that is kept between two compiled calls.
+        pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    ],
+)
 
 
 # -- the TET loss ------------------------------------------------------------------------------------------------------
@@ -261,6 +272,7 @@ def slow_training(model, data, recipe):
         {"clip": 0.05},
         {"clip": 1e6},
         {"clip": 0.05, "ema": 0.6, "warmup": 1, "optimizer": "adamw", "label_smoothing": 0.1},
+        COMPILED,
     ],
 )
 def test_training_is_what_the_recipe_says(options):
@@ -456,7 +468,9 @@ class Interrupted(Dataset):
         return inputs + 0.1 * torch.randn(FEATURES), label
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "optimizer": "adamw", "amp": "bf16"}, {"ema": 0.5, "clip": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"ema": 0.9, "optimizer": "adamw", "amp": "bf16"}, {"ema": 0.5, "clip": 0.1}, COMPILED]
+)
 def test_interrupted_training_goes_on_with_the_same_result(tmp_path, options):
     recipe, endless = Recipe(**QUICK, warmup=1, **options), -1
     arguments = {"validation": separable(30, seed=1)}
@@ -576,6 +590,7 @@ def test_all_mistakes_of_a_recipe_are_reported_at_once():
             ema=1,
             amp="half",
             clip=0,
+            compile="yes",  # pyright: ignore
             seed=-1,
         )
     message = str(caught.value)

@@ -6,7 +6,6 @@ Nothing here knows of early exit: the wrapper takes these networks as it takes a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
@@ -75,9 +74,7 @@ def sew_resnet18(classes: int = 10) -> nn.Module:
     model = sew_resnet.sew_resnet18(
         num_classes=classes,
         cnf="ADD",
-        spiking_neuron=neuron.LIFNode,  # pyright: ignore[reportArgumentType]
-        surrogate_function=surrogate.ATan(),
-        detach_reset=True,
+        spiking_neuron=_lif,  # pyright: ignore[reportArgumentType]
     )
     model.conv1 = layer.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     setattr(model, "maxpool", nn.Identity())  # noqa: B010 (declared as a MaxPool2d)
@@ -160,10 +157,19 @@ def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> tup
     return convolution, layer.BatchNorm2d(width)
 
 
-def _lif(**options: Any) -> nn.Module:
-    return neuron.LIFNode(**{"surrogate_function": surrogate.ATan(), "detach_reset": True, **options})
+def _lif() -> nn.Module:
+    """``v <- v / 4 + x``, threshold 1, hard reset, a triangle for the gradient of the spike.
+
+    Little of a potential outlives a timestep: the first timestep, which starts from nothing, fires nearly as the others
+    do, and its answer is nearly as good.
+    """
+    return neuron.LIFNode(tau=4 / 3, decay_input=False, surrogate_function=_triangle(), detach_reset=True)
 
 
 def _seenn_lif() -> nn.Module:
     """``v <- v / 2 + x``, threshold 1, hard reset, a triangle for the gradient of the spike, as SEENN trains it."""
-    return neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0))
+    return neuron.LIFNode(tau=2.0, decay_input=False, surrogate_function=_triangle())
+
+
+def _triangle() -> surrogate.PiecewiseQuadratic:
+    return surrogate.PiecewiseQuadratic(alpha=1.0)

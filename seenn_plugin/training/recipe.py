@@ -35,6 +35,8 @@ class Recipe:
         amp: mixed precision: ``"auto"``: on a GPU bf16, or fp16 with a gradient scaler where it has no bf16; ``"off"``,
             ``"bf16"``, ``"fp16"`` (GPU only).
         clip: largest norm of a step's gradient; ``None``: any.
+        compile: train through ``torch.compile``: the first step takes a minute, the others less; a C++ compiler, or
+            on a GPU Triton, must be there.
         seed: of the order of the data and all that is drawn while training.
 
     Raises:
@@ -54,6 +56,7 @@ class Recipe:
     ema: float | None = None
     amp: str = "auto"
     clip: float | None = None
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +87,8 @@ class Recipe:
                 continue
             if not _is_finite(value) or not 0 < value < most:
                 found.append(f"{name} must be a number above 0{' and below 1' if most == 1 else ''}, not {value!r}.")
+        if not isinstance(self.compile, bool):
+            found.append(f"compile must be True or False, not {self.compile!r}.")
         if not found and self.warmup > self.epochs:
             found.append(f"warmup must be at most epochs={self.epochs}, not {self.warmup!r}.")
         return found

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ class _Training:
         progress: bool,
     ) -> None:
         self._model = model
+        self._trained = cast(nn.Module, torch.compile(model, dynamic=False)) if recipe.compile else model
         self._forward = forward
         self._recipe = recipe
         self._mix = mix
@@ -194,7 +195,7 @@ class _Training:
         return {f"accuracy/{t}": value for t, value in enumerate(found, start=1)}
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        outputs, recipe = _outputs(self._model, self._forward, inputs), self._recipe
+        outputs, recipe = _outputs(self._trained, self._forward, inputs), self._recipe
         if recipe.loss == "tet":
             return tet_loss(outputs, labels, recipe.tet_lambda, label_smoothing=recipe.label_smoothing)
         return cross_entropy(outputs.mean(0), labels, label_smoothing=recipe.label_smoothing)
