@@ -32,8 +32,8 @@ EXAMPLE = Example(
         title="Recurrent snnTorch network on Braille letters",
         network="seenn_snntorch.networks:RecurrentNet",
         arguments=NETWORK,
-        # The mean of the membrane potential of the output neurons over the time so far.
-        wrapper={"input": "sequence", "time_dim": 1, "readout": "mean"},
+        # The sum of the membrane potentials of the output neurons over the time so far.
+        wrapper={"input": "sequence", "time_dim": 1, "readout": "sum"},
         loader="seenn_plugin.data:braille",
         loader_arguments={"timesteps": 256},
         data="Braille letters, 7 classes, 256 x 5 ms",

@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import Example, Stage, main
+from common import Example, Stage, cifar10_card, main
 from seenn_spikingjelly.converted import convert, run, small_quantised_resnet
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Card, Pretrained
+from seenn_plugin.pretrained import Pretrained
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 32
@@ -28,8 +29,8 @@ NETWORK = {"channels": 32}
 class ConvertedExample(Example):
     """Its stages train the conventional network; its card is that of the spiking one."""
 
-    def trained(self, root: Path, out: Path, device: str, workers: int, epochs: int | None = None) -> Pretrained:
-        conventional = super().trained(root, out, device, workers, epochs)
+    def trained(self, root: Path, out: Path, device: str, workers: int, **changes: Any) -> Pretrained:
+        conventional = super().trained(root, out, device, workers, **changes)
         card = conventional.card
         conversion = {"name": "conversion", "accuracy before": card.accuracy}
         images, _ = next(iter(conventional.batches(root, "validation")))
@@ -50,16 +51,8 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 EXAMPLE = ConvertedExample(
     name="cifar10-converted",
-    card=Card(
-        title="Small ResNet on CIFAR-10, converted",
-        network="seenn_spikingjelly.converted:small_converted_resnet",
-        arguments=NETWORK,
-        wrapper={"timesteps": TIMESTEPS},
-        loader="seenn_plugin.data:cifar10",
-        loader_arguments={},
-        data="CIFAR-10",
-        recipe=[],
-        seed=0,
+    card=cifar10_card(
+        "Small ResNet on CIFAR-10, converted", "seenn_spikingjelly.converted:small_converted_resnet", TIMESTEPS, NETWORK
     ),
     build=build,
     stages=[

@@ -11,27 +11,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from common import Example, Stage, main
+from common import Example, Stage, cifar10_card, main
 from seenn_spikingjelly.networks import resnet19, run
 
-from seenn_plugin.pretrained import Card
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
 
 EXAMPLE = Example(
     name="cifar10-resnet19",
-    card=Card(
-        title="ResNet-19 on CIFAR-10",
-        network="seenn_spikingjelly.networks:resnet19",
-        arguments={},
-        wrapper={"timesteps": TIMESTEPS},
-        loader="seenn_plugin.data:cifar10",
-        loader_arguments={},
-        data="CIFAR-10",
-        recipe=[],
-        seed=0,
-    ),
+    card=cifar10_card("ResNet-19 on CIFAR-10", "seenn_spikingjelly.networks:resnet19", TIMESTEPS),
     build=resnet19,
     stages=[
         # arXiv 2304.01230: TET, SGD, a learning rate of 0.05 for 256 images, AutoAugment and CutMix.

@@ -10,16 +10,13 @@ DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), o
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import replace
 from functools import partial
 
 import torch
-from common import Example, Stage, main
+from common import Example, Stage, argument_parser, cifar10_card, run_example
 from seenn_spikingjelly.networks import run, sew_resnet18, small_sew_resnet
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Card
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
@@ -36,16 +33,8 @@ def forward(model: nn.Module, images: Tensor, timesteps: int) -> Tensor:
 
 EXAMPLE = Example(
     name="cifar10-small-sew-resnet",
-    card=Card(
-        title="Small SEW-ResNet on CIFAR-10",
-        network="seenn_spikingjelly.networks:small_sew_resnet",
-        arguments=NETWORK,
-        wrapper={"timesteps": TIMESTEPS, "readout": "sum"},
-        loader="seenn_plugin.data:cifar10",
-        loader_arguments={},
-        data="CIFAR-10",
-        recipe=[],
-        seed=0,
+    card=cifar10_card(
+        "Small SEW-ResNet on CIFAR-10", "seenn_spikingjelly.networks:small_sew_resnet", TIMESTEPS, NETWORK
     ),
     build=build,
     stages=[
@@ -67,12 +56,7 @@ EXAMPLE = Example(
 
 LARGE = Example(
     name="cifar10-sew-resnet18",
-    card=replace(
-        EXAMPLE.card,
-        title="SEW-ResNet18 on CIFAR-10",
-        network="seenn_spikingjelly.networks:sew_resnet18",
-        arguments={},
-    ),
+    card=cifar10_card("SEW-ResNet18 on CIFAR-10", "seenn_spikingjelly.networks:sew_resnet18", TIMESTEPS),
     build=sew_resnet18,
     stages=[
         Stage(
@@ -87,7 +71,7 @@ LARGE = Example(
 EXAMPLES = {"small_sew_resnet": EXAMPLE, "sew_resnet18": LARGE}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argument_parser("SEW-ResNet on CIFAR-10")
     parser.add_argument("--network", choices=EXAMPLES, default="small_sew_resnet")
-    chosen, others = parser.parse_known_args()
-    main(EXAMPLES[chosen.network], others)
+    asked = parser.parse_args()
+    run_example(EXAMPLES[asked.network], asked)

@@ -11,27 +11,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from common import Example, Stage, main
+from common import Example, Stage, cifar10_card, main
 from seenn_spikingjelly.networks import run, spikformer
 
-from seenn_plugin.pretrained import Card
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
 
 EXAMPLE = Example(
     name="cifar10-spikformer",
-    card=Card(
-        title="Spikformer-4-256 on CIFAR-10",
-        network="seenn_spikingjelly.networks:spikformer",
-        arguments={},
-        wrapper={"timesteps": TIMESTEPS},
-        loader="seenn_plugin.data:cifar10",
-        loader_arguments={},
-        data="CIFAR-10",
-        recipe=[],
-        seed=0,
-    ),
+    card=cifar10_card("Spikformer-4-256 on CIFAR-10", "seenn_spikingjelly.networks:spikformer", TIMESTEPS),
     build=spikformer,
     stages=[
         # After arXiv 2209.15425, which trains for 300 epochs and asks the mean over time alone for the answer.

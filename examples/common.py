@@ -21,6 +21,8 @@ from seenn_plugin.pretrained import Card, Pretrained
 from seenn_plugin.training import Forward, Recipe, train
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+SHIPPED = Path()
+"""``--pretrained`` without a folder."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,14 @@ class Example:
     stages: Sequence[Stage]
     policy: str = "confidence"
 
-    def trained(self, root: Path, out: Path, device: str, workers: int, epochs: int | None = None) -> Pretrained:
-        """Train it in a folder, from where an interruption has left it."""
+    def trained(self, root: Path, out: Path, device: str, workers: int, **changes: Any) -> Pretrained:
+        """Train it in a folder, from where an interruption has left it; ``changes`` are of the recipe of each stage."""
         torch.manual_seed(self.card.seed)
         net = Pretrained(self.build().to(device), self.card)
         facts = []
         for stage in self.stages:
-            recipe = replace(stage.recipe, seed=self.card.seed)
-            if epochs is not None:
-                recipe = replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
+            warmup = min(stage.recipe.warmup, changes.get("epochs", stage.recipe.epochs))
+            recipe = replace(stage.recipe, seed=self.card.seed, warmup=warmup, **changes)
             train(
                 net.model,
                 stage.forward,
@@ -82,31 +83,60 @@ class Example:
         return replace(net, card=replace(self.card, recipe=facts)).measured(self.stages[-1].forward, root)
 
 
+def cifar10_card(title: str, network: str, timesteps: int, arguments: dict[str, Any] | None = None) -> Card:
+    """The card of a network for CIFAR-10, before training; its answer is the sum of its output currents, as SEENN's."""
+    return Card(
+        title=title,
+        network=network,
+        arguments=arguments or {},
+        wrapper={"timesteps": timesteps, "readout": "sum"},
+        loader="seenn_plugin.data:cifar10",
+        loader_arguments={},
+        data="CIFAR-10",
+        recipe=[],
+        seed=0,
+    )
+
+
 def main(example: Example, arguments: Sequence[str] | None = None) -> None:
     """Train or load the network of an example, calibrate it on the validation data, and report on the test data."""
-    parser = argparse.ArgumentParser(description=example.card.title)
+    run_example(example, argument_parser(example.card.title).parse_args(arguments))
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all examples have; :func:`run_example` takes what is asked."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
     parser.add_argument(
         "--pretrained",
         type=Path,
         nargs="?",
-        const=CHECKPOINTS / example.name,
+        const=SHIPPED,
         metavar="FOLDER",
-        help=f"take the weights in a folder (default: checkpoints/{example.name})",
+        help="take the weights in a folder (default: the example's in checkpoints/)",
     )
-    parser.add_argument("--out", type=Path, help=f"folder to train in (default: runs/{example.name}-seed<seed>)")
-    parser.add_argument("--data-name", default=example.card.data, help="what the data is called in the model card")
+    parser.add_argument("--out", type=Path, help="folder to train in (default: runs/<example>-seed<seed>)")
+    parser.add_argument("--data-name", help="what the data is called in the model card")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of training")
     parser.add_argument("--epochs", type=int, help="of each stage, instead of the recipe's")
+    parser.add_argument("--no-compile", action="store_true", help="train without torch.compile, for want of a compiler")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that load data")
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def run_example(example: Example, asked: argparse.Namespace) -> None:
+    """What :func:`main` does, once the arguments are read."""
     if asked.pretrained is not None:
-        net = Pretrained.load(asked.pretrained, asked.device)
+        folder = CHECKPOINTS / example.name if asked.pretrained == SHIPPED else asked.pretrained
+        net = Pretrained.load(folder, asked.device)
     else:
         out = asked.out or Path("runs") / f"{example.name}-seed{asked.seed}"
-        example = replace(example, card=replace(example.card, data=asked.data_name, seed=asked.seed))
-        net = example.trained(asked.data, out, asked.device, asked.workers, asked.epochs)
+        card = replace(example.card, data=asked.data_name or example.card.data, seed=asked.seed)
+        changes = {} if asked.epochs is None else {"epochs": asked.epochs}
+        if asked.no_compile:
+            changes["compile"] = False
+        net = replace(example, card=card).trained(asked.data, out, asked.device, asked.workers, **changes)
         net.save(out)
         print(f"{out}: weights.safetensors, card.json and README.md")
 

@@ -10,10 +10,9 @@ DIR is laid out as SpikingJelly's data sets are: ``events_np/...``, or what they
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
-from common import Example, Stage, main
+from common import Example, Stage, argument_parser, run_example
 from seenn_spikingjelly.event_networks import STAGES, event_vgg
 from seenn_spikingjelly.networks import run_sequence
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ def example(dataset: str = "nmnist", fold: int | None = None) -> Example:
             title=f"Spiking VGG on {title}",
             network="seenn_spikingjelly.event_networks:event_vgg",
             arguments=network,
-            wrapper={"timesteps": TIMESTEPS, "input": "sequence", "time_dim": 1},
+            wrapper={"timesteps": TIMESTEPS, "input": "sequence", "time_dim": 1, "readout": "sum"},
             loader=f"seenn_spikingjelly.data:{loader}",
             loader_arguments=loader_arguments,
             data=data,
@@ -82,8 +81,8 @@ def example(dataset: str = "nmnist", fold: int | None = None) -> Example:
 EXAMPLE = example()
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argument_parser("Spiking VGG on event frames")
     parser.add_argument("--dataset", choices=DATASETS, default="nmnist")
-    parser.add_argument("--fold", type=int, choices=range(5))
-    asked, rest = parser.parse_known_args()
-    main(example(asked.dataset, asked.fold), rest)
+    parser.add_argument("--fold", type=int, choices=range(5), help="which fifth of the recordings is for testing")
+    asked = parser.parse_args()
+    run_example(example(asked.dataset, asked.fold), asked)

@@ -32,8 +32,8 @@ EXAMPLE = Example(
         title="Convolutional snnTorch network on MNIST",
         network="seenn_snntorch.networks:ConvNet",
         arguments=NETWORK,
-        # The mean of the membrane potential of the output neurons; as many timesteps as the loop makes.
-        wrapper={"readout": "mean"},
+        # The sum of the membrane potentials of the output neurons; as many timesteps as the loop makes.
+        wrapper={"readout": "sum"},
         loader="seenn_plugin.data:mnist",
         loader_arguments={},
         data="MNIST",

@@ -68,7 +68,7 @@ def test_it_trains_saves_and_exits_early(name, modules, images, tmp_path, capsys
         pytest.skip("not in this version")
     module, *rest = NARROW[name]
     example = narrowed(modules[module], *rest)
-    arguments = ["--data", str(images), "--out", str(tmp_path), "--epochs", "1", "--workers", "0", "--device", "cpu"]
+    arguments = ["--data", str(images), "--out", str(tmp_path), "--epochs", "1", "--no-compile", "--workers", "0"]
     modules["common"].main(example, [*arguments, "--data-name", "noise"])
     assert "on 4 test samples of noise" in capsys.readouterr().out
     card = Pretrained.load(tmp_path).card
@@ -78,7 +78,7 @@ def test_it_trains_saves_and_exits_early(name, modules, images, tmp_path, capsys
 
 def test_the_card_of_a_converted_network_says_what_the_conventional_one_answered(modules, images, tmp_path):
     module, *rest = NARROW["converted"]
-    trained = narrowed(modules[module], *rest).trained(images, tmp_path, "cpu", 0, 1)
+    trained = narrowed(modules[module], *rest).trained(images, tmp_path, "cpu", 0, epochs=1)
     assert {split: len(values) for split, values in trained.card.accuracy.items()} == {"validation": 3, "test": 3}
     *_, conversion = trained.card.recipe
     assert {split: len(values) for split, values in conversion["accuracy before"].items()} == {
