@@ -34,6 +34,10 @@ class CalibrationError(SeennError, ValueError):
     """The held-out data, or the target, does not allow a calibration."""
 
 
+class TrainingError(SeennError, ArithmeticError):
+    """A training has diverged."""
+
+
 class OptionalDependencyError(SeennError, ImportError):
     """An optional package is needed and not installed."""
 

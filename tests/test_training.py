@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError
+from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError, TrainingError
 from seenn_plugin.training import Epoch, Recipe, accuracy, tet_loss, train
 from seenn_plugin.training.average import MovingAverage
+from seenn_plugin.training.run import Precision
 
 CLASSES, FEATURES, T = 3, 6, 4
 
@@ -391,6 +392,41 @@ def test_mixed_precision_on_the_cpu():
     assert dtypes["bf16", False] == {torch.float32}  # validation is of the network as it is used
     assert results["off"] == results["auto"] == results["fp16"] != results["bf16"]
     assert results["bf16"][-1].loss == pytest.approx(results["off"][-1].loss, rel=0.05)
+
+
+def test_a_step_that_the_gradient_scaler_leaves_out_moves_neither_schedule_nor_average(monkeypatch):
+    """Its first scales are too large for these gradients; the loss of an epoch is that of the steps taken."""
+    monkeypatch.setattr(Precision, "scaler", lambda _: torch.amp.GradScaler("cpu", init_scale=3e38, growth_interval=99))
+    recipe, moved = Recipe(**QUICK, warmup=1, ema=0.9), []
+    update = MovingAverage.update
+    monkeypatch.setattr(MovingAverage, "update", lambda self, model: (moved.append(1), update(self, model)))
+    with steps_seen() as seen:
+        epochs = trained(leaking(), recipe, forward=lambda model, x: 100 * unrolled(model, x))
+    assert 0 < len(seen) == len(moved) < 3 * 6
+    for step, (rates, _) in enumerate(seen):
+        assert rates == pytest.approx([recipe.learning_rate * recipe.rate(step, 6)] * 2)
+    assert all(math.isfinite(epoch.loss) for epoch in epochs)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_training_that_diverges_is_stopped_and_what_was_good_is_kept(bad, tmp_path):
+    data = separable()
+
+    def forward(model, x):
+        outputs = unrolled(model, x)
+        return outputs * bad if ill and model.training else outputs
+
+    recipe, model, ill = Recipe(**QUICK), leaking(), False
+    whole = trained(leaking(), recipe, data, forward)
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, recipe, Interrupted(data, 1 + 96 + 40), folder=tmp_path)
+    ill = True
+    with pytest.raises(TrainingError, match=r"loss of epoch 2 of 'network' is (nan|inf): lower the learning rate"):
+        trained(leaking(), recipe, data, forward, folder=tmp_path)
+    ill = False
+    again = trained(leaking(), recipe, data, forward, folder=tmp_path)
+    assert len(again) == len(whole) == 3
+    assert all(math.isfinite(epoch.loss) for epoch in again)
 
 
 # -- CutMix ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing here knows of early exit: the wrapper takes these networks as it takes a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
@@ -125,7 +126,7 @@ def resnet19(
     return model
 
 
-def spikformer(width: int = 256, depth: int = 4, heads: int = 8, classes: int = 10) -> nn.Module:
+def spikformer(width: int = 256, depth: int = 4, heads: int = 8, classes: int = 10, **neuron_options: Any) -> nn.Module:
     """SpikingJelly's Spikformer (arXiv 2209.15425) for 32 x 32 pixels, in patches of 4 x 4.
 
     Args:
@@ -133,6 +134,7 @@ def spikformer(width: int = 256, depth: int = 4, heads: int = 8, classes: int = 
         depth: transformer blocks.
         heads: of the attention.
         classes: of the head.
+        neuron_options: of all its LIF neurons, as ``tau`` and ``decay_input``.
 
     Raises:
         OptionalDependencyError: this SpikingJelly is too old to have one.
@@ -149,6 +151,7 @@ def spikformer(width: int = 256, depth: int = 4, heads: int = 8, classes: int = 
         embed_dims=width,
         num_heads=heads,
         depths=depth,
+        **neuron_options,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, TrainingError
 from .checkpoint import Checkpoint
 from .monitor import Monitor
 
@@ -109,6 +110,9 @@ class Run:
 
         Returns:
             The mean loss and the further facts of every epoch.
+
+        Raises:
+            TrainingError: the loss of an epoch is NaN or infinite; the checkpoint holds the epoch before.
         """
         kept = checkpoint.running(self.name)
         if kept is not None:
@@ -116,6 +120,12 @@ class Run:
         with monitor.run(self.name, self.epochs, self._epoch):
             while self._epoch < self.epochs:
                 loss = self._one_epoch(losses(self._epoch))
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss of epoch {self._epoch + 1} of {self.name!r} is {loss}: lower the learning rate or "
+                        "warm it up, clip the gradients, compute in full precision (amp='off'), or look for NaN in the "
+                        "data."
+                    )
                 self._epoch += 1
                 self._history.append({"loss": loss, **scalars()})
                 checkpoint.keep(self.name, self._state)
@@ -123,7 +133,7 @@ class Run:
         return self._history
 
     def _one_epoch(self, losses: Losses) -> float:
-        total, rows = torch.zeros((), device=self._precision.device), 0
+        total, rows, taken = torch.zeros((), device=self._precision.device), 0, 0
         for compute, n in losses:
             with self._precision.autocast():
                 loss = compute()
@@ -133,12 +143,16 @@ class Run:
                 self._scaler.unscale_(self._optimizer)
                 trained = [p for group in self._optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(trained, self._clip)
+            scale = self._scaler.get_scale()
             self._scaler.step(self._optimizer)
             self._scaler.update()
+            rows += n
+            if self._scaler.get_scale() < scale:
+                continue  # scaled gradients overflowed: the scaler took no step, and nothing follows one
             if self._schedule_every == "step":
                 self._schedule.step()
             self._after_step()
-            total, rows = total + loss.detach() * n, rows + n
+            total, taken = total + loss.detach() * n, taken + n
         if not rows:
             raise CalibrationError(
                 "the training loader yields nothing when it is iterated again: give a list or a DataLoader, not a "
@@ -146,7 +160,7 @@ class Run:
             )
         if self._schedule_every == "epoch":
             self._schedule.step()
-        return float(total) / rows
+        return float(total) / taken if taken else math.nan
 
     def _state(self) -> dict[str, Any]:
         device = self._precision.device

@@ -82,6 +82,7 @@ def train(
         InputError: ``folder`` holds the training of another network or recipe, ``forward`` returns no ``[T, N, C]``, or
             the inputs are no images and the recipe has CutMix.
         CalibrationError: ``data`` or ``validation`` holds no sample.
+        TrainingError: the loss of an epoch is NaN or infinite.
         OptionalDependencyError: TensorBoard is asked for, or torchvision for CutMix, and not installed.
     """
     monitor = Monitor("train", progress, log_dir)

@@ -92,7 +92,7 @@ def test_every_example_names_the_network_that_it_builds(modules):
     module = modules["cifar10_sew_resnet"]
     examples = [*module.EXAMPLES.values(), modules["cifar10_resnet19"].EXAMPLE]
     if HAS_SPIKFORMER:
-        examples.append(modules["cifar10_spikformer"].EXAMPLE)
+        examples += modules["cifar10_spikformer"].EXAMPLES.values()
     for example in examples:
         package, _, factory = example.card.network.partition(":")
         with torch.device("meta"):
