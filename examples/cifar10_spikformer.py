@@ -1,7 +1,7 @@
 """Spikformer (SpikingJelly 2.0) on CIFAR-10 that stops at every image as soon as it knows the answer.
 
     python examples/cifar10_spikformer.py --data DIR --pretrained   # numbers in a minute
-    python examples/cifar10_spikformer.py --data DIR                # train a small one, an hour on two cores
+    python examples/cifar10_spikformer.py --data DIR                # train a small one, half an hour on two cores
     python examples/cifar10_spikformer.py --network spikformer_4_256 --data DIR   # that of the paper: wants a GPU
 
 Training goes on where it was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it
@@ -30,7 +30,7 @@ EXAMPLE = Example(
         Stage(
             "one-timestep",
             Recipe(
-                epochs=14,
+                epochs=8,
                 batch_size=128,
                 optimizer="adamw",
                 learning_rate=3e-3,
@@ -45,13 +45,13 @@ EXAMPLE = Example(
         Stage(
             "all-timesteps",
             Recipe(
-                epochs=4,
+                epochs=2,
                 batch_size=128,
                 optimizer="adamw",
                 learning_rate=1e-3,
                 weight_decay=0.06,
                 warmup=0.5,
-                ema=0.999,
+                ema=0.99,
                 amp="bf16",
                 compile=True,
             ),
