@@ -30,7 +30,7 @@ EXAMPLE = Example(
         Stage(
             "one-timestep",
             Recipe(
-                epochs=8,
+                epochs=6,
                 batch_size=128,
                 optimizer="adamw",
                 learning_rate=3e-3,
