@@ -1,7 +1,7 @@
 """SEENN's ResNet-19 (SpikingJelly) on CIFAR-10, trained as its authors do, that stops as soon as it knows the answer.
 
-    python examples/cifar10_resnet19.py --data DIR --pretrained   # numbers in a minute
-    python examples/cifar10_resnet19.py --data DIR                # train it: wants a GPU
+    python examples/cifar10_resnet19.py --data DIR                       # train it: wants a GPU
+    python examples/cifar10_resnet19.py --data DIR --pretrained FOLDER   # numbers of what was trained there
 
 Training goes on where it was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it
 (it does, if nothing is there), or ``train/<class>/`` and ``test/<class>/`` of image files.

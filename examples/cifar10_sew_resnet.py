@@ -4,8 +4,9 @@
     python examples/cifar10_sew_resnet.py --data DIR                # train it, an hour or two on two cores
     python examples/cifar10_sew_resnet.py --network sew_resnet18 --data DIR   # SpikingJelly's SEW-ResNet18: wants a GPU
 
-DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), or ``train/<class>/`` and
-``test/<class>/`` of image files.
+Training compiles the network, for which there must be a C++ compiler, unless told ``--no-compile``; it goes on where it
+was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is
+there), or ``train/<class>/`` and ``test/<class>/`` of image files.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     python examples/cifar10_spikformer.py --data DIR                # train a small one, half an hour on two cores
     python examples/cifar10_spikformer.py --network spikformer_4_256 --data DIR   # that of the paper: wants a GPU
 
-Training goes on where it was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it
-(it does, if nothing is there), or ``train/<class>/`` and ``test/<class>/`` of image files.
+Training compiles the network, for which there must be a C++ compiler, unless told ``--no-compile``; it goes on where it
+was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is
+there), or ``train/<class>/`` and ``test/<class>/`` of image files.
 """
 
 from __future__ import annotations

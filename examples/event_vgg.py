@@ -1,6 +1,7 @@
 """A spiking VGG (SpikingJelly) on the frames of an event camera that stops as soon as it knows what it sees.
 
-    python examples/event_vgg.py --data DIR --fold 0                       # N-MNIST, some minutes on one core
+    python examples/event_vgg.py --data DIR --fold 0 --pretrained          # N-MNIST: numbers in a minute
+    python examples/event_vgg.py --data DIR --fold 0                       # train it, some minutes on one core
     python examples/event_vgg.py --data DIR --dataset cifar10-dvs          # on a GPU
     python examples/event_vgg.py --data DIR --dataset dvs128-gesture
 
