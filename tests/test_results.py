@@ -516,6 +516,19 @@ def test_published_numbers_stand_beside_ours(run, tmp_path):
     assert "verified" in line(page, "| SEENN-II, arXiv 2304.01230 | CIFAR-10 | ResNet-19 | 96.1 % | 1.08 |")
 
 
+def test_a_target_that_was_not_met_is_not_called_unmeasured(run, tmp_path):
+    contents = [changed(run), changed(run)]
+    contents[1]["card"]["seed"] += 1
+    contents[1]["weights"] = "others"
+    for content in contents:
+        at(content, "rl", "accuracy").pop("test", None)
+    page = written(tmp_path, {f"run{seed}": content for seed, content in enumerate(contents)})
+    runs, theirs = page.split("Each run")[1].split("## Beside")
+    assert runs.count("| target not met |") == 2
+    assert "not measured" not in runs
+    assert "Tiny network, rl: target not met |" in line(theirs, "| SEENN-II, arXiv 2304.01230 | CIFAR-10")
+
+
 def test_nothing_is_measured(tmp_path):
     page = written(tmp_path, {})
     assert "No network was measured." in page

@@ -16,7 +16,7 @@ from .published import LONG, PUBLISHED, Published
 from .runs import Group, Numbers, Run, load
 from .spread import mean_and_deviation, wilson
 
-_NOT_MEASURED = "not measured"
+_NOT_MEASURED, _NOT_MET = "not measured", "target not met"
 _MATCHED = {
     "accuracy": f"at matched accuracy (at most {100 * MAX_ACCURACY_DROP:g} point below full T on validation data)",
     "timesteps": "at matched mean T (at most that of confidence at matched accuracy, on validation data)",
@@ -93,7 +93,7 @@ def _section(group: Group) -> str:
     for target in TARGETS:
         rows.append([f"*{_MATCHED[target]}*", *[""] * (len(header) - 1)])
         rows += [
-            _line(policy, group, lambda run, p=policy, t=target: run.policy(p, t), _missing(group, policy, target))
+            _line(policy, group, lambda run, p=policy, t=target: run.policy(p, t), _missing(group.runs, policy, target))
             for policy in POLICIES
         ]
     return "\n".join([*lines, _table(header, rows), *_remarks(group), "", *_each_run(group)])
@@ -110,9 +110,9 @@ def _static_rows(group: Group) -> Iterator[list[str]]:
         yield _line(name, group, lambda run, t=t: run.static(t) if t <= run.timesteps else None)
 
 
-def _missing(group: Group, policy: str, target: str) -> str:
-    """Why a line has no numbers."""
-    return "target not met" if any(run.failed(policy, target) for run in group.runs) else _NOT_MEASURED
+def _missing(runs: Sequence[Run], policy: str, target: str) -> str:
+    """Why there are no numbers."""
+    return _NOT_MET if any(run.failed(policy, target) for run in runs) else _NOT_MEASURED
 
 
 def _all_policies(group: Group) -> list[Numbers]:
@@ -254,15 +254,15 @@ def _each_run(group: Group) -> Iterator[str]:
     for run in group.measured:
         for target in TARGETS:
             full = _accuracy([run.full_accuracy], run.content["samples"]["test"])
-            cells = [run.policy(policy, target) for policy in POLICIES]
-            rows.append([run.label, full, target, *(_point(cell) for cell in cells)])
+            cells = [_point(run.policy(policy, target)) or _missing([run], policy, target) for policy in POLICIES]
+            rows.append([run.label, full, target, *cells])
     yield "Each run: accuracy at mean T."
     yield ""
     yield _table(header, rows)
 
 
-def _point(numbers: Numbers | None) -> str:
-    return _NOT_MEASURED if numbers is None else f"{100 * numbers.accuracy:.2f} % at {numbers.mean_timesteps:.3f}"
+def _point(numbers: Numbers | None) -> str | None:
+    return None if numbers is None else f"{100 * numbers.accuracy:.2f} % at {numbers.mean_timesteps:.3f}"
 
 
 # -- ours and theirs ---------------------------------------------------------------------------------------------------
@@ -329,13 +329,15 @@ def _comparable(number: Published, groups: Sequence[Group]) -> list[list[str]]:
     """Ours of the same data set, way to decide and kind of network, and what differs."""
     rows = []
     for group in _trustworthy(groups):
-        found = group.numbers(lambda run: run.policy(number.policy, "accuracy"))
-        if not found or group.data_set != number.data or (group.timesteps >= LONG) != number.long:
+        if group.data_set != number.data or (group.timesteps >= LONG) != number.long:
             continue
-        ours = (
-            f"{group.title}, {number.policy}: {_spread([100 * n.accuracy for n in found], 2)} % at "
-            f"{_spread([n.mean_timesteps for n in found], 3)} of {group.timesteps}"
-        )
+        found = group.numbers(lambda run: run.policy(number.policy, "accuracy"))
+        if found:
+            reached = f"{_spread([100 * n.accuracy for n in found], 2)} % at "
+            reached += f"{_spread([n.mean_timesteps for n in found], 3)} of {group.timesteps}"
+        elif (reached := _missing(group.runs, number.policy, "accuracy")) == _NOT_MEASURED:
+            continue
+        ours = f"{group.title}, {number.policy}: {reached}"
         card = group.first.card
         differs = [
             f"network of {group.first.content['parameters']:,} parameters",
