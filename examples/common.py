@@ -21,8 +21,6 @@ from seenn_plugin.pretrained import Card, Pretrained
 from seenn_plugin.training import Forward, Recipe, train
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-SHIPPED = Path()
-"""``--pretrained`` without a folder."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
         "--pretrained",
         type=Path,
         nargs="?",
-        const=SHIPPED,
+        const=True,  # without a folder
         metavar="FOLDER",
         help="take the weights in a folder (default: the example's in checkpoints/)",
     )
@@ -128,7 +126,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 def run_example(example: Example, asked: argparse.Namespace) -> None:
     """What :func:`main` does, once the arguments are read."""
     if asked.pretrained is not None:
-        folder = CHECKPOINTS / example.name if asked.pretrained == SHIPPED else asked.pretrained
+        folder = CHECKPOINTS / example.name if asked.pretrained is True else asked.pretrained
         net = Pretrained.load(folder, asked.device)
     else:
         out = asked.out or Path("runs") / f"{example.name}-seed{asked.seed}"

@@ -76,6 +76,18 @@ def test_it_trains_saves_and_exits_early(name, modules, images, tmp_path, capsys
     assert [stage.get("epochs") for stage in card.recipe[: len(example.stages)]] == [1] * len(example.stages)
 
 
+def test_a_folder_that_is_named_is_taken_and_no_other(modules, monkeypatch, tmp_path):
+    """Also that of here; without a name, what is shipped."""
+    common, example = modules["common"], modules["cifar10_sew_resnet"].EXAMPLE
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr(common.Pretrained, "load", lambda folder, device: taken.append(folder) or 1 / 0)
+    for named in (["."], ["there"], []):
+        with pytest.raises(ZeroDivisionError):
+            common.main(example, ["--data", "data", "--pretrained", *named])
+    assert taken == [Path(), Path("there"), common.CHECKPOINTS / example.name]
+
+
 def test_the_card_of_a_converted_network_says_what_the_conventional_one_answered(modules, images, tmp_path):
     module, *rest = NARROW["converted"]
     trained = narrowed(modules[module], *rest).trained(images, tmp_path, "cpu", 0, epochs=1)

@@ -1,6 +1,9 @@
 """The networks that the adapter ships: what they are, and every invariant of early exit on small ones of them."""
 
+import copy
 import importlib.util
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +12,10 @@ from seenn_spikingjelly.converted import run as run_converted
 from seenn_spikingjelly.networks import resnet19, run, sew_resnet18, small_sew_resnet, spikformer
 from spikingjelly.activation_based import functional
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from seenn_plugin.errors import OptionalDependencyError
+from seenn_plugin.training import Recipe, train
 
 from ..invariants import (
     FIRING,
@@ -99,6 +104,26 @@ def test_run_is_the_frameworks_own_run(case):
         )
     assert found.shape == (T, N, 10)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
+# PyTorch's own doing while it traces a surrogate gradient and a state.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_training_ends_with_the_weights_of_the_frameworks_own_run():
+    """In double precision, where rounding moves no potential over a threshold."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.arange(8))
+    first = small_sew_resnet(channels=4).double()
+    models = {compiled: copy.deepcopy(first) for compiled in (False, True)}
+    losses = {}
+    for compiled, model in models.items():
+        recipe = Recipe(epochs=2, batch_size=4, learning_rate=0.05, compile=compiled)
+        losses[compiled] = [e.loss for e in train(model, partial(run, timesteps=T), data, recipe, progress=False)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    torch.testing.assert_close(models[True].state_dict(), models[False].state_dict(), rtol=1e-6, atol=1e-8)
+    moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), models[True].parameters(), strict=True)]
+    assert all(moved)
 
 
 def test_resnet19_has_19_layers_of_the_widths_of_seenn():
