@@ -1,9 +1,10 @@
 """Make any spiking neural network stop as soon as it knows the answer (SEENN, arXiv 2304.01230)."""
 
-from .calibration import Calibration
-from .energy import EnergyReport, measure_energy
+from ._version import __version__
+from .calibration.thresholds import Calibration
 from .engine import ExitResult
-from .metrics import Evaluation, accuracy_curve, evaluate
+from .evaluation.energy import EnergyReport, measure_energy
+from .evaluation.metrics import Evaluation, accuracy_curve, evaluate
 from .wrapper import EarlyExitWrapper
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EnergyReport",
     "Evaluation",
     "ExitResult",
+    "__version__",
     "accuracy_curve",
     "evaluate",
     "measure_energy",

@@ -1,10 +1,11 @@
-"""The caller's input, checked and brought into one form: static ``[N, ...]`` or time-first ``[T, N, ...]``."""
+"""The caller's input, checked and brought into one form: :class:`InputBatch`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,91 @@ InputKind = Literal["static", "sequence"]
 _STEP_ATTRIBUTES = ("T", "num_steps", "timesteps", "time_steps", "n_steps")
 
 
+@dataclass(frozen=True)
+class InputBatch:
+    """The input of ``n`` rows.
+
+    Attributes:
+        values: ``[n, ...]`` for static input, shown at every timestep; ``[T, n, ...]`` for a sequence.
+        sequence: whether ``values`` has a time axis, which is always its first.
+        time_dim: the time axis in the layout in which the model takes whole sequences: 0 for ``[T, n, ...]``, 1 for
+            ``[n, T, ...]``.
+        timesteps: the most timesteps that a row may take, if the caller has said so.
+    """
+
+    values: Tensor
+    sequence: bool = False
+    time_dim: int = 0
+    timesteps: int | None = None
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.values.shape[self.row_dim]
+
+    @property
+    def row_dim(self) -> int:
+        """The dimension of ``values`` that holds the rows."""
+        return 1 if self.sequence else 0
+
+    @property
+    def row_shape(self) -> torch.Size:
+        """The shape of one row of static input, or of one frame of a row."""
+        return self.values.shape[self.row_dim + 1 :]
+
+    @property
+    def length(self) -> int | None:
+        """The length of the time axis; ``None`` for static input."""
+        return self.values.shape[0] if self.sequence else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What inputs have in common that the model takes in the same way. Hashable; the length is left out."""
+        return self.row_shape, self.values.dtype, self.device, self.sequence, self.time_dim, self.timesteps
+
+    def with_values(self, values: Tensor) -> Self:
+        """Other rows of the same kind, ``[m, ...]`` or ``[T, m, ...]``."""
+        return replace(self, values=values)
+
+    def narrow(self, start: int, rows: int) -> Self:
+        """``rows`` rows from ``start`` on."""
+        return self.with_values(self.values.narrow(self.row_dim, start, rows))
+
+    def select(self, index: Tensor) -> Self:
+        """The rows at ``index``, long ``[m]``."""
+        return self.with_values(self.values.index_select(self.row_dim, index))
+
+    def frame(self, t: int) -> Tensor:
+        """The input ``[n, ...]`` of timestep ``t``, counted from 0. After its end a sequence repeats its last frame."""
+        return self.values[min(t, self.values.shape[0] - 1)] if self.sequence else self.values
+
+    def frames(self, timesteps: int) -> Tensor:
+        """The input of the first ``timesteps`` timesteps, ``[timesteps, n, ...]``."""
+        return self.values[:timesteps] if self.sequence else self.values.expand(timesteps, *self.values.shape)
+
+    def as_given(self) -> Tensor:
+        """The input in the layout in which the model takes it whole: a sequence has its time axis at ``time_dim``."""
+        return self.values.transpose(0, self.time_dim) if self.sequence else self.values
+
+
 def guess_timesteps(model: nn.Module) -> int | None:
     """The number of timesteps that a model carries in a customary attribute (``T``, ``num_steps``, ...)."""
     values = (getattr(model, name, None) for name in _STEP_ATTRIBUTES)
     return next((value for value in values if type(value) is int and value >= 1), None)
 
 
-def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timesteps: int | None) -> Tensor:
+def as_input_batch(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timesteps: int | None) -> InputBatch:
     """Check an input and bring it into the engine's form.
 
-    Returns:
-        ``[N, ...]`` (static) or ``[T, N, ...]`` (sequence).
+    Args:
+        x: ``[N, ...]`` for static input; ``[T, N, ...]`` or ``[N, T, ...]``, as ``time_dim`` says, for a sequence.
+        model: the model that takes it.
+        kind: ``"static"`` or ``"sequence"``.
+        time_dim: the time axis of a sequence.
+        timesteps: the most timesteps that a row may take; ``None`` if the caller has not said.
 
     Raises:
         InputError: wrong type, rank, dtype, device, or length of the time axis.
@@ -40,12 +115,11 @@ def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timeste
             raise InputError(
                 f"static input is [N, ...] with at least 2 dimensions, not {shape}; add the batch dimension: x[None]."
             )
-        return x
+        return InputBatch(x, False, time_dim, timesteps)
     if x.ndim < 3:
         raise InputError(
-            f"a sequence is {_axes(time_dim)} with at least 3 dimensions, not {shape}: the time axis or the batch "
-            "axis is "
-            "missing. For an input shown at every timestep use input='static'."
+            f"a sequence is {_axes(time_dim)} with at least 3 dimensions, not {shape}: the time axis or the batch axis "
+            "is missing. For an input shown at every timestep use input='static'."
         )
     length = shape[time_dim]
     if length == 0:
@@ -53,10 +127,9 @@ def as_rows(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, timeste
     if timesteps is not None and length > timesteps:
         raise InputError(
             f"the sequence {shape} is {length} timesteps long, more than timesteps={timesteps}; is dimension "
-            f"{time_dim} the "
-            f"time axis? Pass time_dim={1 - time_dim} for {_axes(1 - time_dim)}, or a larger timesteps."
+            f"{time_dim} the time axis? Pass time_dim={1 - time_dim} for {_axes(1 - time_dim)}, or a larger timesteps."
         )
-    return x.transpose(0, time_dim)
+    return InputBatch(x.transpose(0, time_dim), True, time_dim, timesteps)
 
 
 def _axes(time_dim: int) -> str:

@@ -28,6 +28,11 @@ def rows_agree(left: Tensor, right: Tensor, row_dim: int = 0) -> Tensor:
     return close.movedim(row_dim, 0).reshape(close.shape[row_dim], -1).all(1)
 
 
+def agree(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have one shape and are equal within tolerance. NaN equals NaN."""
+    return left.shape == right.shape and torch.allclose(left, right, rtol=RTOL, atol=ATOL, equal_nan=True)
+
+
 def largest_difference(left: Tensor, right: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape; 0 for empty ones."""
     return float((left.double() - right.double()).detach().abs().max()) if left.numel() else 0.0

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seenn_plugin.module_adapter import ModuleAdapter
-from seenn_plugin.module_state import Cell
-from seenn_plugin.signature import REQUIRED
+from seenn_plugin.adapter import REQUIRED, Cell, ModuleAdapter
 
 
 def _neuron_class() -> type | None:
@@ -34,7 +32,7 @@ class SnnTorchAdapter(ModuleAdapter):
     framework = "snntorch"
     extra = "snntorch"
 
-    def meet(self, modules: tuple[nn.Module, ...]) -> None:
+    def modules_changed(self, modules: tuple[nn.Module, ...]) -> None:
         neuron = _neuron_class()
         self.neurons = {module for module in modules if neuron is not None and isinstance(module, neuron)}
         for module in self.neurons:
@@ -53,7 +51,7 @@ class SnnTorchAdapter(ModuleAdapter):
         return neuron is not None and any(isinstance(module, neuron) for module in model.modules())
 
     def reset(self) -> None:
-        # An empty state: every neuron makes it anew, for the rows at hand, at its next timestep.
+        # An empty state: at its next timestep every neuron creates its state for the rows of that call.
         for neuron in self.neurons:
             for key in neuron._non_persistent_buffers_set:
                 buffer = neuron._buffers[key]
@@ -68,7 +66,7 @@ class SnnTorchAdapter(ModuleAdapter):
         )
 
     def is_scratch(self, cell: Cell) -> bool:
-        # Neurons note their last reset signal, and some their last spikes, in plain attributes that nothing reads.
+        # Neurons store their last reset signal, and some their last spikes, in attributes that nothing reads.
         return cell.module in self.neurons and cell.path == () and cell.key in ("reset", "spk")
 
     def fresh_argument(self, default: Any) -> Any:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from seenn_plugin.errors import ModelRefused
-from seenn_plugin.module_adapter import ModuleAdapter
-from seenn_plugin.module_state import Cell, tensors
-from seenn_plugin.stepper import Stepper
-from seenn_plugin.tolerance import rows_agree
+from seenn_plugin.adapter import Cell, ModelRefused, ModuleAdapter, Stepper, tensors
+from seenn_plugin.inputs import InputBatch
+from seenn_plugin.state.patching import patched
+from seenn_plugin.tolerance import agree
 
-from .going_on import RECURRENT_STATE, recurrent_classes
+from .fused_neurons import FusedNeurons
 from .multi_step import find_stepper
-from .neuron_step import NeuronSteps
+from .suppress_reset import RECURRENT_STATE, recurrent_classes
 
 StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
@@ -46,13 +45,13 @@ class SpikingJellyAdapter(ModuleAdapter):
     name = "spikingjelly"
     framework = "spikingjelly"
     extra = "spikingjelly"
-    registers = ("_buffers", "_memories")
+    registers: ClassVar[tuple[str, ...]] = ("_buffers", "_memories")
 
     def __init__(self, model: nn.Module, step_mode: StepMode | None = None) -> None:
         super().__init__(model)
         self._given_mode: StepMode | None = step_mode
-        # For each step mode that the network can run in: the attributes of the modules to set, and their value then.
-        self._switches: dict[StepMode, list[tuple[dict[str, Any], StepMode]]] = {}
+        # For each step mode in which the network can run: attributes of modules, key and value, to set for it.
+        self._switches: dict[StepMode, list[tuple[dict[str, Any], str, StepMode]]] = {}
         self._own_mode: StepMode = "s"
         self._chosen_for: Any = None
 
@@ -61,21 +60,21 @@ class SpikingJellyAdapter(ModuleAdapter):
         stateful = (*_memory_classes(), *recurrent_classes())
         return any(isinstance(module, stateful) for module in model.modules())
 
-    def meet(self, modules: tuple[nn.Module, ...]) -> None:
+    def modules_changed(self, modules: tuple[nn.Module, ...]) -> None:
         recurrent = recurrent_classes()
         self.neurons: list[Any] = [m for m in modules if "_memories" in vars(m) or isinstance(m, recurrent)]
         self._resettable: list[Any] = [m for m in modules if callable(getattr(m, "reset", None))]
         self._recurrent = [m for m in modules if isinstance(m, recurrent)]
         self._step_mode_holders = [vars(module) for module in modules if "_step_mode" in vars(module)]
-        self._neuron_steps = NeuronSteps(modules)
+        self._fused_neurons = FusedNeurons(modules)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_neuron_steps": NeuronSteps()}
+        return {**super().__getstate__(), "_fused_neurons": FusedNeurons(), "_chosen_for": None}
 
     # -- state ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        # As functional.reset_net does, which goes beyond the framework's own modules.
+        # As functional.reset_net does, which also calls the reset() of modules that are not the framework's.
         for module in self._resettable:
             module.reset()
         for module in self._recurrent:
@@ -89,14 +88,14 @@ class SpikingJellyAdapter(ModuleAdapter):
         known = type(module).__module__.startswith((f"{_PACKAGE}.layer", f"{_PACKAGE}.surrogate"))
         return super().writes_nothing(module) or (known and "_memories" not in vars(module))
 
-    def quickened(self) -> AbstractContextManager[None]:
-        return self._neuron_steps.lent()
+    def fused_neurons(self) -> AbstractContextManager[None]:
+        return self._fused_neurons.patched()
 
     # -- time -----------------------------------------------------------------------------------------------------
 
     @property
     def step_mode(self) -> StepMode:
-        """The mode in which the caller has set the network: that of its outermost modules that mind time.
+        """The mode in which the caller has set the network: that of its outermost modules that depend on it.
 
         Raises:
             ModelRefused: if some are in single-step and some in multi-step mode.
@@ -115,67 +114,59 @@ class SpikingJellyAdapter(ModuleAdapter):
     def takes_time(self) -> bool:
         return self.step_mode == "m"
 
-    def choose_stepper(self, few: Tensor, more: Tensor, sequence: bool) -> Stepper:
-        found = find_stepper(self, few, more, sequence) if self.takes_time() else None
-        return found or super().choose_stepper(few, more, sequence)
+    def choose_stepper(self, few: InputBatch, more: InputBatch) -> Stepper:
+        found = find_stepper(self, few, more) if self.takes_time() else None
+        return found or super().choose_stepper(few, more)
 
-    def fingerprint(self, modules: tuple[nn.Module, ...]) -> Any:
-        super().fingerprint(modules)
-        return tuple(holder["_step_mode"] for holder in self._step_mode_holders)
+    def run_settings(self, modules: tuple[nn.Module, ...]) -> Any:
+        return (super().run_settings(modules), *(holder["_step_mode"] for holder in self._step_mode_holders))
 
-    def choose_mode(self, inputs: Tensor, sequence: bool) -> None:
+    def choose_mode(self, inputs: InputBatch) -> None:
         """Find out whether the network answers the same in the step mode that the caller has not set.
 
-        Single steps are faster in single-step mode, chunks in multi-step mode; not every network can be switched.
-        A mode that was unequal for one kind of input is not used for another.
+        Single steps are faster in single-step mode, chunks in multi-step mode. Not every network can be switched. A
+        mode that was unequal for one kind of input is not used for another kind.
         """
         own: StepMode = self.step_mode
         other: StepMode = "s" if own == "m" else "m"
-        chosen_for = (self._modules, self.fingerprint(self._modules))
-        if self._chosen_for == chosen_for and other not in self._switches:
+        version = self.structure_version()
+        if self._chosen_for == version and other not in self._switches:
             return
-        self._chosen_for, self._own_mode, self._switches = chosen_for, own, {own: []}
-        attributes = self._step_mode_holders
-        before = [holder["_step_mode"] for holder in attributes]
-        frames = torch.stack([inputs[0], inputs[-1]]) if sequence else torch.stack([inputs, inputs.flip(-1)])
+        self._chosen_for, self._own_mode, self._switches = version, own, {own: []}
+        holders = self._step_mode_holders
+        before = [holder["_step_mode"] for holder in holders]
+        values = inputs.values
+        first, second = (values[0], values[-1]) if inputs.sequence else (values, values.flip(-1))
+        frames = torch.stack([first, second])
         try:
-            expected = self._run_from_reset(frames, own)
-            sys.modules[f"{_PACKAGE}.functional"].set_step_mode(self.model, other)
-            switch = [
-                (holder, holder["_step_mode"])
-                for holder, mode in zip(attributes, before, strict=True)
-                if holder["_step_mode"] != mode
-            ]
-            found = self._run_from_reset(frames, other)
-            shapes = [[tensor.shape for tensor in run] for run in (expected, found)]
-            if shapes[0] == shapes[1] and all(map(_agree, expected, found)):
+            # set_step_mode() writes _step_mode; the entries are set to what they are, to be restored afterwards.
+            with patched((holder, "_step_mode", mode) for holder, mode in zip(holders, before, strict=True)):
+                expected = self._run_from_reset(frames, own)
+                sys.modules[f"{_PACKAGE}.functional"].set_step_mode(self.model, other)
+                switch = [
+                    (holder, "_step_mode", holder["_step_mode"])
+                    for holder, mode in zip(holders, before, strict=True)
+                    if holder["_step_mode"] != mode
+                ]
+                found = self._run_from_reset(frames, other)
+            if len(expected) == len(found) and all(map(agree, expected, found)):
                 self._switches[other] = switch
-        except Exception:  # it cannot be switched (or not run at all, which discovery will say)
+        except Exception:  # it cannot be switched (or not run at all, which discovery reports)
             return
-        finally:
-            for holder, mode in zip(attributes, before, strict=True):
-                holder["_step_mode"] = mode
 
     def _run_from_reset(self, frames: Tensor, mode: StepMode) -> list[Tensor]:
         """The outputs, and all memories afterwards: spikes may be alike by chance, or for lack of any."""
         self.reset()
-        outputs, _ = self._run_as_it_lies(frames, self.fresh_arguments(), mode)
+        outputs, _ = self._run_in_mode(frames, self.fresh_arguments(), mode)
         return [*outputs, *tensors([vars(node).get("_memories") for node in self.neurons])]
 
     def run(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
         preferred: StepMode = "s" if frames.shape[0] == 1 else "m"
         mode = preferred if preferred in self._switches else self._own_mode
-        switch = self._switches.get(mode, [])
-        before = [holder["_step_mode"] for holder, _ in switch]
-        try:
-            for holder, value in switch:
-                holder["_step_mode"] = value
-            return self._run_as_it_lies(frames, arguments, mode)
-        finally:
-            for (holder, _), value in zip(switch, before, strict=True):
-                holder["_step_mode"] = value
+        with patched(self._switches.get(mode, ())):
+            return self._run_in_mode(frames, arguments, mode)
 
-    def _run_as_it_lies(
+    def _run_in_mode(
         self, frames: Tensor, arguments: list[Any], mode: StepMode
     ) -> tuple[tuple[Tensor, ...], list[Any]]:
         if mode == "s":
@@ -187,8 +178,7 @@ class SpikingJellyAdapter(ModuleAdapter):
             seen = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
             raise ModelRefused(
                 f"{type(self.model).__name__} answers [{steps}, {n}, ...] with {seen}, not with one output per "
-                "timestep "
-                f"[{steps}, {n}, C].",
+                f"timestep, [{steps}, {n}, C].",
                 "Return the outputs of all timesteps.",
             )
         return tuple(
@@ -196,7 +186,7 @@ class SpikingJellyAdapter(ModuleAdapter):
         ), arguments
 
     def run_own(self, frames: Tensor, arguments: list[Any]) -> tuple[tuple[Tensor, ...], list[Any]]:
-        return self._run_as_it_lies(frames, arguments, self._own_mode)
+        return self._run_in_mode(frames, arguments, self._own_mode)
 
     def explain(self) -> dict[str, str]:
         single = "s" if "s" in self._switches else self._own_mode
@@ -204,10 +194,6 @@ class SpikingJellyAdapter(ModuleAdapter):
             "step mode": f"{self._own_mode!r} as set by the caller; single steps are made in {single!r}",
             **super().explain(),
         }
-
-
-def _agree(left: Tensor, right: Tensor) -> bool:
-    return bool(rows_agree(left.reshape(1, -1), right.reshape(1, -1)).all())
 
 
 def _outermost_step_modes(module: nn.Module) -> list[StepMode]:

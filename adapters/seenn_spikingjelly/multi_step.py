@@ -1,56 +1,58 @@
-"""Networks in multi-step mode that hide their time: they repeat the image, average the answer, or reset themselves.
+"""Networks in multi-step mode that repeat the image, average the answer, or reset themselves inside ``forward``.
 
-``[T, N, ...] -> [T, N, C]`` is what the plain way of stepping takes. Published networks also take ``[N, T, ...]``, or
-``[N, ...]`` which they repeat by themselves, answer once (``head(x.mean(0))``), or call ``reset_net`` in ``forward``.
-All of them can be called with one timestep at a time, if what they do to their state in between is held back; how their
-answer is made of those to single timesteps is found by comparing.
+A plain multi-step network maps ``[T, N, ...]`` to ``[T, N, C]``. Published networks also take ``[N, T, ...]``, or
+``[N, ...]``, which they repeat by themselves, answer once (``head(x.mean(0))``), or call ``reset_net`` in ``forward``.
+All of them can be called with one timestep at a time, if their resets are suppressed. How their answer is made of the
+answers to single timesteps is found by comparing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from seenn_plugin.errors import InputError, ModelRefused, SeennError
-from seenn_plugin.module_state import cells, isolated, tensors
-from seenn_plugin.signature import call_keywords
-from seenn_plugin.stepper import AGGREGATES, MISFITS, Outputs, OwnRun, Stepper, results
-from seenn_plugin.tolerance import rows_agree
+from seenn_plugin.inputs import InputBatch
+from seenn_plugin.state.cells import cells
+from seenn_plugin.state.isolation import isolated
+from seenn_plugin.state.values import tensors
+from seenn_plugin.stepping.aggregation import AGGREGATES, matching_aggregates
+from seenn_plugin.stepping.model_access import ModelAccess
+from seenn_plugin.stepping.signature import call_keywords
+from seenn_plugin.stepping.stepper import MISFITS, Outputs, OwnRun, Stepper, results
 
-from .going_on import going_on, recurrent_classes
-from .telling import TELLERS, Teller
-
-if TYPE_CHECKING:
-    from . import SpikingJellyAdapter
+from .suppress_reset import recurrent_classes, suppress_reset
+from .timestep_override import TIMESTEP_OVERRIDES, TimestepOverride
 
 _TRIED: Final = 4  # timesteps
 _SCALES: Final = (1.0, 2.0, 4.0, 0.5)
 _SEED: Final = 20230401
+_SHARE: Final = 0.6  # of rows that must agree on an aggregate: rounding may move single spikes
 
 _Shapes = tuple[list[torch.Size], list[torch.Size], list[int]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a network takes its time.
+    """Where a network has its time axis.
 
     Attributes:
-        time_dim: the axis of its input; ``None`` if it takes one frame and repeats it.
-        tell: how it is told how often, where it repeats.
+        time_dim: the time axis of its input; ``None`` if it takes one frame and repeats it.
+        override: sets how often it repeats its input.
     """
 
     time_dim: int | None
-    tell: Teller | None = None
+    override: TimestepOverride | None = None
 
     def call(self, model: nn.Module, frames: Tensor) -> Any:
         """Call the model on frames ``[k, n, ...]``."""
         x = frames[0] if self.time_dim is None else frames.transpose(0, self.time_dim)
-        with nullcontext() if self.tell is None else self.tell(len(frames)):
+        with nullcontext() if self.override is None else self.override(len(frames)):
             return model(x, **call_keywords(model, x, len(frames)))
 
     def __str__(self) -> str:
@@ -63,9 +65,9 @@ class MultiStepStepper(Stepper):
     Args:
         adapter: the adapter of the network.
         layout: how it takes single timesteps.
-        own: how its owner calls it.
-        items: for each thing that it returns and that has rows: its position, its time axis (``None`` if it is one
-            answer), and how it is made of those to single timesteps.
+        own: how its users call it.
+        items: for each returned tensor that has rows: its position, its time axis (``None`` if it is one answer), and
+            how it is made of the answers to single timesteps.
         timesteps: how often it repeats its input by itself.
     """
 
@@ -73,7 +75,7 @@ class MultiStepStepper(Stepper):
 
     def __init__(
         self,
-        adapter: SpikingJellyAdapter,
+        adapter: ModelAccess,
         layout: Layout,
         own: Layout,
         items: Sequence[tuple[int, int | None, str]],
@@ -88,12 +90,12 @@ class MultiStepStepper(Stepper):
     def names(self) -> tuple[str, ...]:
         return ()
 
-    def start(self, inputs: Tensor) -> list[Any]:
+    def start(self, inputs: InputBatch) -> list[Any]:
         return []
 
     def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
         assert frames is not None
-        with going_on(self.adapter.model):
+        with suppress_reset(self.adapter.model):
             returned = results(self.layout.call(self.adapter.model, frames))
         outputs = tuple(
             tensor.unsqueeze(0) if time_dim is None else tensor.movedim(time_dim, 0)
@@ -102,13 +104,12 @@ class MultiStepStepper(Stepper):
         )
         return lambda: outputs, values
 
-    def own_run(self, inputs: Tensor, sequence: bool, timesteps: int) -> OwnRun:
+    def own_run(self, inputs: InputBatch, timesteps: int) -> OwnRun:
         if self.own.time_dim is None:
-            timesteps = self.timesteps or timesteps
-            returned = self.adapter.model(inputs, **call_keywords(self.adapter.model, inputs, timesteps))
+            timesteps, x = self.timesteps or timesteps, inputs.values
+            returned = self.adapter.model(x, **call_keywords(self.adapter.model, x, timesteps))
         else:
-            frames = inputs[:timesteps] if sequence else inputs.expand(timesteps, *inputs.shape)
-            returned = self.own.call(self.adapter.model, frames)
+            returned = self.own.call(self.adapter.model, inputs.frames(timesteps))
         outputs = [(results(returned)[position], time_dim, made_by) for position, time_dim, made_by in self.items]
         return OwnRun(
             tuple(
@@ -131,74 +132,77 @@ class MultiStepStepper(Stepper):
 # -- finding out ----------------------------------------------------------------------------------------------------
 
 
-def find_stepper(adapter: SpikingJellyAdapter, few: Tensor, more: Tensor, sequence: bool) -> MultiStepStepper | None:
+def find_stepper(adapter: ModelAccess, few: InputBatch, more: InputBatch) -> MultiStepStepper | None:
     """How a multi-step network is stepped; ``None`` if it simply takes ``[T, N, ...]`` and returns ``[T, N, ...]``.
 
     Args:
         adapter: the adapter of the network.
-        few, more: input of two and of three rows, ``[n, ...]``, or ``[T, n, ...]`` for a sequence.
-        sequence: whether it has a time axis.
+        few, more: input of two and of three rows.
 
     Raises:
-        ModelRefused: it takes such input, and its answer is no simple function of those to single timesteps.
+        ModelRefused: it takes such input, and its answer is not a simple function of the answers to single timesteps.
     """
-    trial = _Trial(adapter, few, more, sequence, [])
+    trial = _Trial(adapter, few, more, [])
     try:
         return _find(trial)
     except SeennError:
         raise
     except Exception as error:
         kind = type(adapter.model).__name__
-        row = tuple(few.shape[2 if sequence else 1 :])
+        row = tuple(few.row_shape)
         raise InputError(f"{kind} cannot run on rows of shape {row}: {type(error).__name__}: {error}.") from error
 
 
 def _find(trial: _Trial) -> MultiStepStepper | None:
-    adapter, few, sequence = trial.adapter, trial.few, trial.sequence
+    adapter, few = trial.adapter, trial.few
     if trial.is_plain():
         return None
-    layouts = [layout for layout in map(Layout, _axes(adapter, sequence)) if trial.fits(layout)]
-    repeats = 0 if sequence else trial.repetitions()
+    layouts = [layout for layout in map(Layout, _axes(few)) if trial.fits(layout)]
+    repeats = 0 if few.sequence else trial.repetitions()
     if repeats:
-        tellers = [teller for make in TELLERS if (teller := make(adapter.model, repeats)) is not None]
-        telling = [layout for layout in (Layout(None, teller) for teller in tellers) if trial.fits(layout)]
-        layouts = [*telling, *layouts]
+        overrides = [override for find in TIMESTEP_OVERRIDES if (override := find(adapter.model, repeats)) is not None]
+        repeating = [layout for layout in (Layout(None, override) for override in overrides) if trial.fits(layout)]
+        layouts = [*repeating, *layouts]
         if not layouts:
             raise ModelRefused(
                 f"{type(adapter.model).__name__} repeats its input {repeats} times and cannot be run with another "
                 "number of timesteps: it works on all timesteps at once (a parallel neuron, attention or weights over "
-                "time), or nothing was found that tells it how often.",
+                "time), or its code defines the number where it was not found.",
                 "Use neurons and layers that make one timestep at a time, and read the number from an attribute "
                 "(self.T).",
             )
     if not layouts and trial.folding:
         raise ModelRefused(
-            f"a neuron of {type(adapter.model).__name__} is given [T * N, ...] and takes rows for timesteps: its state "
-            "runs from one row to the next.",
+            f"a neuron of {type(adapter.model).__name__} is given [T * N, ...] and treats rows as timesteps: its state "
+            "is passed from one row to the next.",
             "Give every multi-step neuron [T, N, ...].",
         )
     if not layouts:
         return None
     layout = layouts[0]
     own = Layout(None) if repeats else layout
-    items = trial.items(layout, repeats or (max(len(few), 2) if sequence else _TRIED))
+    items = trial.items(layout, repeats or (_TRIED if few.length is None else max(few.length, 2)))
     return MultiStepStepper(adapter, layout, own, items, repeats or None)
 
 
-def _axes(adapter: SpikingJellyAdapter, sequence: bool) -> tuple[int, int]:
-    return (adapter.time_dim, 1 - adapter.time_dim) if sequence else (0, 1)
+def _axes(few: InputBatch) -> tuple[int, int]:
+    return (few.time_dim, 1 - few.time_dim) if few.sequence else (0, 1)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Runs a network in several ways, in isolation, on few rows."""
+    """Calls a network in several layouts, in isolation, on few rows.
 
-    adapter: SpikingJellyAdapter
-    few: Tensor
-    more: Tensor
-    sequence: bool
+    Attributes:
+        adapter: the adapter of the network.
+        few, more: input of two and of three rows.
+        folding: filled if a neuron was given rows as timesteps.
+    """
+
+    adapter: ModelAccess
+    few: InputBatch
+    more: InputBatch
     folding: list[str]
-    """Filled where a neuron was given rows as timesteps."""
 
     def is_plain(self) -> bool:
         """Whether it takes ``[T, N, ...]``, returns ``[T, N, ...]`` first, and keeps its state in its modules."""
@@ -208,7 +212,7 @@ class _Trial:
         for x in (self.few, self.more):
             frames = self._frames(x, 2)
             try:
-                with self._fresh(), going_on(self.adapter.model, resets):
+                with self._fresh(), suppress_reset(self.adapter.model, resets):
                     first = results(Layout(0).call(self.adapter.model, frames))[0]
             except MISFITS:
                 return False
@@ -217,7 +221,7 @@ class _Trial:
         return True
 
     def fits(self, layout: Layout) -> bool:
-        """Whether the network runs on 2 and on 3 timesteps so laid out, with rows in every state and in its answer."""
+        """Whether the network runs on 2 and 3 timesteps in this layout, with rows in every state and in its answer."""
         try:
             seen = [[self._shapes(layout, self._frames(x, steps)) for x in (self.few, self.more)] for steps in (2, 3)]
         except MISFITS:
@@ -234,7 +238,7 @@ class _Trial:
     def repetitions(self) -> int:
         """How often the network repeats ``[N, ...]`` by itself; 0 if it does not take such input."""
         try:
-            seen = [self._shapes(None, x.unsqueeze(0)) for x in (self.few, self.more)]
+            seen = [self._shapes(None, x.values.unsqueeze(0)) for x in (self.few, self.more)]
         except MISFITS:
             return 0
         few, more = seen
@@ -253,12 +257,12 @@ class _Trial:
     def _shapes(self, layout: Layout | None, frames: Tensor) -> _Shapes | None:
         """Shapes of all states and of what is returned, and how many timesteps each neuron was given."""
         model = self.adapter.model
-        with self._fresh(), going_on(model), _timesteps_given(self.adapter.neurons) as given:
+        with self._fresh(), suppress_reset(model), _timesteps_given(self.adapter.neurons) as given:
             before = self._states()
             versions = {id(tensor): tensor._version for tensor in before}
             if layout is None:
                 x = frames[0]
-                returned = results(model(x, **call_keywords(model, x, self.adapter.timesteps)))
+                returned = results(model(x, **call_keywords(model, x, self.few.timesteps)))
             else:
                 returned = results(layout.call(model, frames))
             states = [t.shape for t in self._states() if t.numel() and versions.get(id(t)) != t._version]
@@ -299,42 +303,36 @@ class _Trial:
                 if made_by is not None:
                     found.append((position, None, made_by))
             elif position == 0:
-                n = self.few.shape[1 if self.sequence else 0]
                 raise ModelRefused(
-                    f"{type(self.adapter.model).__name__} answers {n} rows with {tuple(a.shape)}, which is neither one "
-                    "output for each timestep nor one answer [N, C].",
+                    f"{type(self.adapter.model).__name__} answers {len(self.few)} rows with {tuple(a.shape)}, which is "
+                    "neither one output for each timestep nor one answer [N, C].",
                     "Return [T, N, C] or [N, C].",
                 )
         if not found or found[0][0] != 0:
             raise ModelRefused(
                 f"the answer of {type(self.adapter.model).__name__} to several timesteps at once is neither the last, "
                 "the sum, the mean nor the maximum of its answers to them one by one: it is a nonlinear function of "
-                "several, mixes timesteps (attention, normalisation or neurons over time), or starts anew with every "
+                "several, mixes timesteps (attention, normalisation or neurons over time), or starts fresh at every "
                 "call.",
                 "Apply what is nonlinear to each timestep before averaging, or return the outputs of all timesteps; "
-                "use layers that look at the past only and neurons that carry their state.",
+                "use layers that depend on the past only and neurons that carry their state.",
             )
         return found
 
     def _aggregate(self, layout: Layout, position: int, timesteps: int) -> str | None:
-        """How one answer is made; ``None`` if in no simple way.
+        """How one answer is made of those to single timesteps; ``None`` if not simply.
 
         Raises:
-            ModelRefused: the network is silent, so that all ways look alike.
+            ModelRefused: the network is silent, so that all aggregates are equal.
         """
         possible = list(AGGREGATES)
         for scale in _SCALES:
-            whole, singles = self._whole_and_singles(layout, self.more * scale, timesteps)
+            whole, singles = self._whole_and_singles(layout, self.more.with_values(self.more.values * scale), timesteps)
             answer, steps = whole[position], [single[position] for single in singles]
             if answer is None or any(step is None for step in steps):
                 return None
             stacked = torch.stack([step for step in steps if step is not None])
-            possible = [
-                name
-                for name in possible
-                if stacked.shape[1:] == answer.shape
-                and bool(rows_agree(AGGREGATES[name](stacked).to(answer), answer).double().mean() > 0.6)
-            ]
+            possible = matching_aggregates(stacked, answer, possible, _SHARE)
             if len(possible) < 2:
                 return next(iter(possible), None)
         raise ModelRefused(
@@ -344,21 +342,22 @@ class _Trial:
         )
 
     def _whole_and_singles(
-        self, layout: Layout, x: Tensor, timesteps: int
+        self, layout: Layout, x: InputBatch, timesteps: int
     ) -> tuple[list[Tensor | None], list[list[Tensor | None]]]:
         model, frames = self.adapter.model, self._frames(x, timesteps, vary=layout.time_dim is not None)
-        with self._fresh(), going_on(model):
+        with self._fresh(), suppress_reset(model):
             whole = results(layout.call(model, frames))
-        with self._fresh(), going_on(model):
+        with self._fresh(), suppress_reset(model):
             singles = [results(layout.call(model, frame.unsqueeze(0))) for frame in frames]
         return whole, singles
 
-    def _frames(self, x: Tensor, steps: int, vary: bool = False) -> Tensor:
-        """Some frames ``[steps, n, ...]`` of the input; all different if asked for."""
-        if self.sequence:
-            return x[torch.arange(steps, device=x.device) % len(x)]
+    def _frames(self, x: InputBatch, steps: int, vary: bool = False) -> Tensor:
+        """Frames ``[steps, n, ...]`` made of the input; all different if ``vary``."""
+        values = x.values
+        if x.length is not None:
+            return values[torch.arange(steps, device=x.device) % x.length]
         return torch.stack(
-            [x.roll(t, -1) * (0.5 + t / 2 if vary else 1) for t in range(steps)] if vary else [x] * steps
+            [values.roll(t, -1) * (0.5 + t / 2 if vary else 1) for t in range(steps)] if vary else [values] * steps
         )
 
     @contextmanager
@@ -386,7 +385,7 @@ def _timesteps_show(two: Sequence[int], three: Sequence[int]) -> bool:
 
 
 @contextmanager
-def _timesteps_given(neurons: Sequence[nn.Module]) -> Iterator[list[int]]:
+def _timesteps_given(neurons: Collection[nn.Module]) -> Iterator[list[int]]:
     """Note how many timesteps each multi-step neuron is given."""
     given: list[int] = []
 

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..calibration import Calibration
-from ..metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
+from ..calibration.policy_fitting import PolicyFit
+from ..calibration.thresholds import Calibration
+from ..evaluation.metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
+from ..evaluation.timing import Timing, interleaved
+from ..models.digits import Network
 from ..policies import ALIASES, Policy, RLPolicy
-from ..policy_training import PolicyFit
-from ..timing import Timing, interleaved
 from ..training import tet_loss
 from ..wrapper import EarlyExitWrapper
 from .data import Digits, Split
-from .networks import Network
 
 TIMESTEPS = 8
 MAX_ACCURACY_DROP = 0.005
 NOISY_COPIES = 4
 NOISE = 0.2
-"""A policy network learns nothing from digits that the spiking network has learnt by heart: noise lets it err."""
+"""A policy network learns nothing from digits that the spiking network has memorised: noise causes errors."""
 BATCH_SIZES = (1, 64)
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How long to take.
 
     Attributes:
@@ -38,7 +38,7 @@ class Effort:
         rounds: rounds of timing at batch 1; together they take every test image once if ``samples`` allows.
         samples: test images timed at batch 1.
         repeats: times that all full batches of the test split are timed.
-        policy_epochs: epochs of a policy network, for each setting of its dial.
+        policy_epochs: epochs of a policy network, for each value of its reward's parameter.
     """
 
     epochs: int = 1000
@@ -48,7 +48,7 @@ class Effort:
     repeats: int = 3
 
 
-QUICK = Effort(epochs=2, policy_epochs=1, rounds=3, samples=12, repeats=1)
+QUICK = Budget(epochs=2, policy_epochs=1, rounds=3, samples=12, repeats=1)
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def _settings(policy: Policy) -> dict[str, Any]:
     return {"policy": alias, **policy.settings()}
 
 
-def conduct(network: Network, digits: Digits, seed: int, effort: Effort, policy: str) -> Outcome:
-    """Train, calibrate (or fit) and measure one network. The test split is first looked at when all is chosen."""
-    epochs = min(network.epochs, effort.epochs)
+def conduct(network: Network, digits: Digits, seed: int, budget: Budget, policy: str) -> Outcome:
+    """Train, calibrate (or fit) and measure one network. The test split is read after all choices."""
+    epochs = min(network.epochs, budget.epochs)
     snn = EarlyExitWrapper(network.model, policy=policy, timesteps=TIMESTEPS)
     train(network, digits.train, epochs, seed)
     snn.eval()
-    evidence = set_policy(snn, digits, seed, effort.policy_epochs)
+    evidence = set_policy(snn, digits, seed, budget.policy_epochs)
 
     test = digits.test.batches(max(BATCH_SIZES))
     evaluation = evaluate(snn, test)
@@ -133,7 +133,7 @@ def conduct(network: Network, digits: Digits, seed: int, effort: Effort, policy:
     own = {way: partial(_answer, network, timesteps=length) for way, length in lengths.items()}
     full, static = own
     ways: dict[str, Callable[[Tensor], object]] = {full: own[full], "early exit": snn.infer, static: own[static]}
-    timings = measure(network.name, ways, digits.test, seed, effort)
+    timings = measure(network.name, ways, digits.test, seed, budget)
     results = {way: (accuracy(own[way], test), float(length)) for way, length in lengths.items()}
     results["early exit"] = evaluation.accuracy, evaluation.mean_timesteps
     return Outcome(
@@ -187,18 +187,18 @@ def train(network: Network, data: Split, epochs: int, seed: int) -> None:
 
 
 def measure(
-    name: str, ways: dict[str, Callable[[Tensor], object]], data: Split, seed: int, effort: Effort
+    name: str, ways: dict[str, Callable[[Tensor], object]], data: Split, seed: int, budget: Budget
 ) -> dict[int, dict[str, Timing]]:
     """Wall clock of every way at every batch size."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     found = {}
     for size in BATCH_SIZES:
         if size == 1:
-            groups = order[: effort.samples].tensor_split(effort.rounds)
+            groups = order[: budget.samples].tensor_split(budget.rounds)
             rounds = [[data.images[i : i + 1] for i in group.tolist()] for group in groups]
         else:
             full_batches = [batch for batch in data.images[order].split(size) if len(batch) == size]
-            rounds = [[batch] for _ in range(effort.repeats) for batch in full_batches]
+            rounds = [[batch] for _ in range(budget.repeats) for batch in full_batches]
         with tqdm(total=len(rounds), desc=f"time {name}, batch {size}", unit="round", mininterval=0.5) as bar:
             found[size] = interleaved(ways, rounds, bar.update)
     return found

@@ -12,10 +12,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError, OptionalDependencyError
+from ..models.digits import conv_net, sew_resnet
 from ..policies import make_policy
 from .data import load
-from .experiment import QUICK, Effort, conduct
-from .networks import conv_net, sew_resnet
+from .experiment import QUICK, Budget, conduct
 from .report import save_figure, save_report, table
 
 _NEEDS = (
@@ -59,13 +59,13 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)  # before the work, so that nothing is lost
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}.") from error
-    effort = QUICK if quick else Effort()
+    budget = QUICK if quick else Budget()
     with _one_thread(), torch.random.fork_rng(devices=[]):
         digits = load(seed)
         outcomes = []
         for make in (sew_resnet, conv_net):
             torch.manual_seed(seed)  # for each, so that no network depends on the one before it
-            outcomes.append(conduct(make(), digits, seed, effort, policy))
+            outcomes.append(conduct(make(), digits, seed, budget, policy))
         report = save_report(outcomes, digits, seed, quick, policy, folder / "report.json")
         save_figure(outcomes, folder / "figure.png")
         say(table(outcomes, digits))

@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a table, a figure, and a report for machines."""
+"""The output of the demo: a table, a figure, and a machine-readable report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..plot import accuracy_curve, exit_histogram, operating_points
-from ..provenance import machine, versions
+from ..evaluation.plot import accuracy_curve, exit_histogram, operating_points
+from ..evaluation.provenance import machine, versions
 from .data import Digits
 from .experiment import BATCH_SIZES, MAX_ACCURACY_DROP, Outcome
 

@@ -7,38 +7,39 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
+from ..inputs import InputBatch
+from .active_batch import RunConfig
 from .batch import infer
-from .flight import Way
 
 _ROUNDS: Final = 3
 
 
-def fastest_chunk(way: Way, memory: Any, inputs: Tensor) -> tuple[int, dict[int, float]]:
-    """The chunk with which rows are answered fastest, and the seconds measured for each.
+def fastest_chunk(config: RunConfig, policy_state: Any, inputs: InputBatch) -> tuple[int, dict[int, float]]:
+    """The chunk with which rows are answered fastest, and the seconds measured for each chunk.
 
-    Only divisors of T: then all chunks are of one length, and kernels that are compiled for a length are compiled once.
-    The lengths take turns, so that a drifting machine is fair to all; the fastest run of each counts.
+    Only divisors of T are tried: all chunks then have one length, and kernels that are compiled for a length are
+    compiled once. The lengths are interleaved, so that a drifting machine affects all of them. The fastest run of each
+    counts.
 
     Args:
-        memory: what the policy knows of the rows before their first timestep.
-        inputs: ``[n, ...]``, or ``[T, n, ...]`` for a sequence.
+        config: how rows are run.
+        policy_state: what the policy knows of the rows before their first timestep.
+        inputs: their input.
     """
-    n = inputs.shape[1 if way.sequence else 0]
-    ways = [replace(way, chunk=k) for k in range(1, way.timesteps + 1) if way.timesteps % k == 0]
-    seconds = dict.fromkeys((way.chunk for way in ways), float("inf"))
+    configs = [replace(config, chunk=k) for k in range(1, config.timesteps + 1) if config.timesteps % k == 0]
+    seconds = dict.fromkeys((config.chunk for config in configs), float("inf"))
     for measured in range(-1, _ROUNDS):  # the first round warms up
-        for way in ways:
-            _synchronise(inputs.device)
+        for config in configs:
+            _synchronize(inputs.device)
             start = perf_counter()
-            infer(way, memory, inputs, n, refill=False)
-            _synchronise(inputs.device)
+            infer(config, policy_state, inputs, len(inputs), refill=False)
+            _synchronize(inputs.device)
             if measured >= 0:
-                seconds[way.chunk] = min(seconds[way.chunk], perf_counter() - start)
+                seconds[config.chunk] = min(seconds[config.chunk], perf_counter() - start)
     return min(seconds, key=seconds.__getitem__), seconds
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

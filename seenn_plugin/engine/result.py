@@ -14,9 +14,9 @@ class ExitResult:
         logits: decision logits at the exit, ``[N, C]``.
         timesteps: long ``[N]``: the timesteps that each row took.
         score: float ``[N]``: the policy's score at the exit.
-        steps_executed: row-steps that the network computed. The sum of ``timesteps``, plus the overshoot of rows
-            that stopped between two looks (``chunk``, ``check_every``), and of rows computed to make up the number of a
-            captured step.
+        steps_executed: row-steps that the network computed: the sum of ``timesteps``, plus the steps of rows that
+            stopped between two synchronisations with the host (``chunk``, ``check_every``), plus the rows that fill up
+            the batch size of a compiled step.
     """
 
     logits: Tensor
@@ -29,7 +29,7 @@ class ExitResult:
 
     @property
     def predictions(self) -> Tensor:
-        """Long ``[N]``: the class that each row answers."""
+        """Long ``[N]``: the predicted class of each row."""
         return self.logits.argmax(1)
 
 
@@ -38,7 +38,7 @@ class StreamItem:
     """The answer of one sample of a stream.
 
     Attributes:
-        key: the caller's; the position, if he gave none.
+        key: the caller's key; the position if there is none.
         position: the place of the sample in the stream, counted from 0.
         logits: decision logits at the exit, ``[C]``.
         timesteps: the timesteps that the sample took.
@@ -53,5 +53,5 @@ class StreamItem:
 
     @property
     def prediction(self) -> int:
-        """The class that the sample answers."""
+        """The predicted class."""
         return int(self.logits.argmax())

@@ -1,4 +1,4 @@
-"""Early exit for a stream of single samples: whoever has answered hands its slot to the next."""
+"""Early exit for a stream of single samples: a finished sample's slot is reused by the next one."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .batch import warn_unsure
-from .flight import Exits, Flight, Fresh, Way, fly
+from ..inputs import InputBatch
+from .active_batch import ActiveBatch, FinishedRows, NewRows, RunConfig, run
+from .batch import warn_nonfinite_rows
 from .result import StreamItem
 
-Start = Callable[[Tensor], Any]
-"""What the policy knows of fresh rows ``[m, ...]`` (or ``[T, m, ...]``)."""
-Prepare = Callable[[Tensor], tuple[Way, bool, Start]]
-"""From the first rows: how rows are run, whether rows can join others in flight, and how rows start."""
+MakeRows = Callable[[Tensor], tuple[InputBatch, Any]]
+"""From stacked samples, ``[m, ...]`` or ``[T, m, ...]``, to their input and what the policy knows of them."""
+Prepare = Callable[[Tensor], tuple[RunConfig, bool, MakeRows]]
+"""From the first samples: how rows are run, whether new rows can join active ones, and how rows are made."""
 
 
 class Stream(Iterator[StreamItem]):
     """The answers to the samples of a stream, one by one.
 
     A sample is read when there is a slot for it, and no sooner: beyond the answers that were asked for, at most
-    ``slots`` samples are in flight (and, where answers come in order, those that wait for an earlier one). Nothing is
-    computed but on request, so that a caller who stops leaves the rest of ``samples`` unread and the model as it was.
+    ``slots`` samples are active (and, where answers come in order, those that wait for an earlier one). Nothing is
+    computed unless an answer is asked for. A caller who stops leaves the rest of ``samples`` unread and the model as it
+    was.
 
-    If reading a sample fails, those read before it are answered first. If the model or the policy fails, answers that
-    were found are handed out first. Either way the error is the original one, with a note that names the samples'
-    keys; the stream has then ended.
+    If reading a sample fails, the samples read before it are answered first. If the model or the policy fails, answers
+    that were found are returned first. In both cases the error is the original one, with a note that names the keys of
+    the samples. The stream has then ended.
 
     Attributes:
         steps_executed: row-steps that the network has computed so far.
@@ -36,29 +38,29 @@ class Stream(Iterator[StreamItem]):
 
     def __init__(self, samples: Iterable[Any], slots: int, ordered: bool, row_dim: int, prepare: Prepare) -> None:
         self._samples = _Samples(samples, row_dim)
-        self._flight: Flight | None = None
+        self._active: ActiveBatch | None = None
         self._answers = self._run(slots, ordered, prepare)
 
     def __next__(self) -> StreamItem:
         return next(self._answers)
 
     def close(self) -> None:
-        """End the stream: samples in flight are forgotten, no further ones are read."""
+        """End the stream: active samples are dropped, no further ones are read."""
         self._answers.close()
 
     @property
     def steps_executed(self) -> int:
-        return 0 if self._flight is None else self._flight.steps_executed
+        return 0 if self._active is None else self._active.steps_executed
 
     def _run(self, slots: int, ordered: bool, prepare: Prepare) -> Generator[StreamItem]:
-        waiting: dict[int, StreamItem] = {}  # in order: answers that were found before an earlier one
+        waiting: dict[int, StreamItem] = {}  # if ordered: answers that were found before an earlier one
         answered = 0
-        exits = self._exits(slots, prepare)
+        finished = self._finished(slots, prepare)
         error: Exception | None = None
         while True:
             try:
-                with torch.no_grad():  # not around a yield: the caller has a gradient mode of his own
-                    found = next(exits, None)
+                with torch.no_grad():  # not around a yield: the caller has its own gradient mode
+                    found = next(finished, None)
             except Exception as raised:
                 error, found = raised, None
                 self._name_keys(raised)
@@ -71,32 +73,34 @@ class Stream(Iterator[StreamItem]):
                     answered += 1
         for position in sorted(waiting):
             yield waiting[position]
-        if self._flight is not None and self._flight.unsure:
-            warn_unsure(self._flight.unsure, self._samples.read, self._flight.way.timesteps, stacklevel=4)
+        if self._active is not None and self._active.nonfinite_rows:
+            warn_nonfinite_rows(
+                self._active.nonfinite_rows, self._samples.read, self._active.config.timesteps, stacklevel=4
+            )
         error = error or self._samples.error
         if error is not None:
             raise error
 
-    def _exits(self, slots: int, prepare: Prepare) -> Iterator[Exits]:
+    def _finished(self, slots: int, prepare: Prepare) -> Iterator[FinishedRows]:
         first = self._samples.take(slots)
         if first is None:
             return
-        way, refill, start = prepare(first[1])
-        self._flight = Flight(way)
-        yield from fly(self._flight, _Started(self._samples, start, first), slots, refill)
+        config, refill, make_rows = prepare(first[1])
+        self._active = ActiveBatch(config)
+        yield from run(self._active, _NewSamples(self._samples, make_rows, first), slots, refill)
 
-    def _items(self, exits: Exits) -> Iterator[StreamItem]:
-        positions, timesteps, score = (t.tolist() for t in (exits.tickets, exits.timesteps, exits.score))
-        for position, logits, t, one in zip(positions, exits.logits, timesteps, score, strict=True):
+    def _items(self, finished: FinishedRows) -> Iterator[StreamItem]:
+        positions, timesteps, score = (t.tolist() for t in (finished.row_ids, finished.timesteps, finished.score))
+        for position, logits, t, one in zip(positions, finished.logits, timesteps, score, strict=True):
             yield StreamItem(self._samples.keys.pop(position), position, logits, t, one)
 
     def _name_keys(self, error: Exception) -> None:
         if self._samples.keys:
-            error.add_note(f"raised with the samples of these keys in flight: {list(self._samples.keys.values())}")
+            error.add_note(f"raised while the samples of these keys were active: {list(self._samples.keys.values())}")
 
 
 class _Samples:
-    """Reads single samples, each a tensor or a pair ``(key, tensor)``, and makes rows of them.
+    """Reads single samples, each a tensor or a pair ``(key, tensor)``, and stacks them.
 
     Attributes:
         keys: of the samples that were read and not yet answered, by position.
@@ -114,7 +118,7 @@ class _Samples:
         self._ended = False
 
     def take(self, most: int) -> tuple[Tensor, Tensor] | None:
-        """At most so many samples: their positions, long ``[m]``, and rows; ``None`` if there are no more."""
+        """At most ``most`` samples: their positions, long ``[m]``, and their stack; ``None`` if there are no more."""
         start, samples = self.read, []
         while len(samples) < most and not self._ended:
             try:
@@ -122,7 +126,7 @@ class _Samples:
                 self._check(key, sample)
             except StopIteration:
                 self._ended = True
-            except Exception as error:  # to be raised once those read before have been answered
+            except Exception as error:  # raised after the samples read before have been answered
                 self._ended, self.error = True, error
                 error.add_note(f"raised while sample {self.read} of the stream was read (counted from 0)")
             else:
@@ -147,20 +151,20 @@ class _Samples:
         if (sample.shape, sample.dtype, sample.device) != (first.shape, first.dtype, first.device):
             raise InputError(
                 f"the sample with key {key!r} is {_kind(sample)}, and the first one was {_kind(first)}: all samples of "
-                "a stream must be alike (a stream for each shape, or padding)."
+                "a stream must be alike (use a stream for each shape, or padding)."
             )
         self._first = first
 
 
-class _Started:
-    """Samples as fresh rows, with what the policy knows of them."""
+class _NewSamples:
+    """Samples as new rows, with what the policy knows of them."""
 
-    def __init__(self, samples: _Samples, start: Start, first: tuple[Tensor, Tensor] | None) -> None:
-        self._samples, self._start, self._first = samples, start, first
+    def __init__(self, samples: _Samples, make_rows: MakeRows, first: tuple[Tensor, Tensor] | None) -> None:
+        self._samples, self._make_rows, self._first = samples, make_rows, first
 
-    def take(self, most: int) -> Fresh | None:
+    def take(self, most: int) -> NewRows | None:
         taken, self._first = self._first or self._samples.take(most), None
-        return None if taken is None else Fresh(*taken, self._start(taken[1]))
+        return None if taken is None else NewRows(taken[0], *self._make_rows(taken[1]))
 
 
 def _kind(item: Any) -> str:

@@ -1,17 +1,21 @@
-"""Exit policies: when does a row stop?"""
+"""Exit policies: each decides when a row of the batch stops.
 
-from __future__ import annotations
+``__all__`` is the public interface. The library itself imports its internals from ``policies.base`` and
+``policies.registry``.
+"""
 
-from ..errors import PolicyError
-from ..naming import unknown_name
-from .base import Decision, Policy, ThresholdPolicy, consult, exit_timesteps, start_rows
-from .combined import AllPolicy, AnyPolicy, CombinedPolicy
+from .base import AllPolicy, AnyPolicy, CombinedPolicy, Decision, Policy
+from .base import consult as consult
+from .base import exit_timesteps as exit_timesteps
+from .base import start_rows as start_rows
 from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy
 from .planned import Plan, PlanPolicy
+from .registry import ALIASES as ALIASES
+from .registry import make_policy as make_policy
 from .rl import RLPolicy
+from .threshold import ThresholdPolicy
 
 __all__ = [
-    "ALIASES",
     "AllPolicy",
     "AnyPolicy",
     "CombinedPolicy",
@@ -26,36 +30,4 @@ __all__ = [
     "Policy",
     "RLPolicy",
     "ThresholdPolicy",
-    "consult",
-    "exit_timesteps",
-    "make_policy",
-    "start_rows",
 ]
-
-ALIASES: dict[str, type[Policy]] = {
-    "confidence": ConfidencePolicy,
-    "entropy": EntropyPolicy,
-    "fixed": FixedPolicy,
-    "margin": MarginPolicy,
-    "patience": PatiencePolicy,
-    "rl": RLPolicy,
-}
-
-
-def make_policy(choice: str | type[Policy] | Policy) -> Policy:
-    """A policy from an alias, a class or an instance.
-
-    Raises:
-        PolicyError: the alias is unknown, or the object is no policy.
-    """
-    if isinstance(choice, str):
-        if choice not in ALIASES:
-            raise PolicyError(unknown_name("policy", choice, ALIASES))
-        return ALIASES[choice]()
-    if isinstance(choice, type) and issubclass(choice, Policy):
-        return choice()
-    if isinstance(choice, Policy):
-        return choice
-    raise PolicyError(
-        f"policy must be a name ({', '.join(sorted(ALIASES))}), a Policy class or a Policy, not {choice!r}."
-    )

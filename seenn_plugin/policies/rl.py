@@ -1,4 +1,4 @@
-"""SEENN-II: a small network looks at the input once and chooses the timesteps of every row (arXiv 2304.01230)."""
+"""SEENN-II: a small network chooses the number of timesteps of every row from its input (arXiv 2304.01230)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, PolicyError
+from ..inputs import InputBatch
 from .networks import build_network, is_default
 from .planned import Plan, PlanPolicy
+from .saving import load, save
 
 
 @dataclass(frozen=True)
 class FittedFor:
-    """What a policy network was fitted for: on anything else its plans mean nothing.
+    """The task for which a policy network was fitted. The policy refuses any other.
 
     Attributes:
-        timesteps: T, the most timesteps that a row may take.
+        timesteps: T, the largest number of timesteps of a row.
         classes: C, the number of decision logits.
-        row_shape: the shape of what the network sees of one row.
+        row_shape: the shape of the policy network's input for one row.
     """
 
     timesteps: int
@@ -34,18 +36,30 @@ class FittedFor:
 
 @dataclass(frozen=True)
 class RLPolicy(PlanPolicy):
-    """SEENN-II: a policy network sees the input once; a row takes the candidate with the largest policy logit.
+    """SEENN-II: a policy network plans the exit of each row from its input (arXiv 2304.01230).
 
-    The score is the probability that the network gives to its choice. A row for which its logits are NaN or infinite is
-    planned to take all T timesteps.
+    A row exits at the candidate timestep with the largest policy logit. The score is the softmax probability of that
+    candidate. A row whose policy logits are NaN or infinite is planned to run all T timesteps, with score 0 and a
+    ``RuntimeWarning``.
 
     Args:
-        network: maps ``[n, ...]`` to policy logits ``[n, len(candidates)]``. By default ``fit_policy`` makes one that
-            suits the input.
-        candidates: the timesteps to choose among, rising; by default all from ``frames`` to T.
-        frames: the number of timesteps of a sequence that the network sees, joined on the first dimension after that of
-            the rows: ``[n, frames * C, ...]``. No row can leave earlier.
-        fitted_for: what ``fit_policy`` fitted the network for; use on anything else is refused.
+        network: maps ``[n, ...]`` to policy logits ``[n, len(candidates)]``. ``None``: ``fit_policy`` builds a default
+            network for the input.
+        candidates: the timesteps to choose from, increasing; by default all from ``frames`` to T.
+        frames: the number of frames of a sequence that the network receives, concatenated on the dimension after that
+            of the rows: ``[n, frames * C, ...]``. No row can exit earlier.
+        fitted_for: the task for which ``fit_policy`` fitted the network.
+
+    Raises:
+        PolicyError: the network is no module, or ``candidates`` or ``frames`` are invalid.
+
+    Example:
+        >>> network = nn.Linear(4, 2)
+        >>> policy = RLPolicy(network, candidates=(1, 4))
+        >>> with torch.no_grad():
+        ...     _ = network.weight.zero_(), network.bias.copy_(torch.tensor([2.0, 0.0]))
+        >>> policy.plan(torch.rand(3, 4), timesteps=4).timesteps
+        tensor([1, 1, 1])
     """
 
     network: nn.Module | None = field(default=None, repr=False)
@@ -62,27 +76,34 @@ class RLPolicy(PlanPolicy):
             return
         candidates = tuple(self.candidates)
         if not candidates or not all(map(_is_count, candidates)) or list(candidates) != sorted(set(candidates)):
-            raise PolicyError(f"candidates must be rising integers of at least 1, not {self.candidates!r}.")
+            raise PolicyError(f"candidates must be increasing integers of at least 1, not {self.candidates!r}.")
         if candidates[0] < self.frames:
             raise PolicyError(
-                f"candidate {candidates[0]} is earlier than the {self.frames} frames that the policy network sees."
+                f"candidate {candidates[0]} is earlier than the {self.frames} frames that the policy network receives; "
+                f"start the candidates at {self.frames}, or lower frames."
             )
         object.__setattr__(self, "candidates", candidates)
 
     def candidates_for(self, timesteps: int) -> tuple[int, ...]:
-        """The timesteps to choose among on a network that makes at most ``timesteps``.
+        """Return the candidate timesteps for a network that runs at most ``timesteps``.
 
         Raises:
-            PolicyError: they do not fit.
+            PolicyError: a candidate is later than ``timesteps``.
         """
         candidates = self.candidates or tuple(range(self.frames, timesteps + 1))
         if not candidates or candidates[-1] > timesteps:
             raise PolicyError(
-                f"the policy's candidates {candidates or f'from {self.frames} on'} lie beyond T={timesteps}."
+                f"the policy's candidates {candidates or f'from {self.frames} on'} lie beyond T={timesteps}; give "
+                "candidates of at most T."
             )
         return candidates
 
-    def start(self, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Plan:
+    def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Plan:
+        """Return the plan of ``n`` rows; see :meth:`PlanPolicy.start`.
+
+        Raises:
+            PolicyError: there is no network, or it was fitted for another T, other classes or another input shape.
+        """
         if self.network is None:
             raise PolicyError(
                 "the rl policy has no network yet: call fit_policy(train_loader, val_loader, ...) first, or give one: "
@@ -95,10 +116,10 @@ class RLPolicy(PlanPolicy):
             ):
                 if fitted != found:
                     raise PolicyError(
-                        f"this policy was fitted for {what.format(fitted)}, and the network here has "
-                        f"{what.format(found)}; fit one for it: fit_policy(...)."
+                        f"this policy was fitted for {what.format(fitted)}, and this network has "
+                        f"{what.format(found)}; fit a policy for it: fit_policy(...)."
                     )
-        return super().start(inputs, sequence, timesteps, classes)
+        return super().start(inputs, timesteps, classes)
 
     @torch.no_grad()
     def plan(self, frames: Tensor, timesteps: int) -> Plan:
@@ -106,33 +127,33 @@ class RLPolicy(PlanPolicy):
         if self.fitted_for is not None and tuple(frames.shape[1:]) != self.fitted_for.row_shape:
             raise PolicyError(
                 f"this policy was fitted for inputs of shape {self.fitted_for.row_shape}, not "
-                f"{tuple(frames.shape[1:])}; fit one for them: fit_policy(...)."
+                f"{tuple(frames.shape[1:])}; fit a policy for them: fit_policy(...)."
             )
         candidates = self.candidates_for(timesteps)
         with in_evaluation_mode(self.network):
             logits = policy_logits(self.network, frames, len(candidates))
         chosen = logits.softmax(1).max(1)
         planned = torch.tensor(candidates, device=frames.device)[chosen.indices]
-        unsure = ~logits.isfinite().all(1)
-        if bool(unsure.any()):
+        nonfinite_rows = ~logits.isfinite().all(1)
+        if bool(nonfinite_rows.any()):
             warnings.warn(
-                f"{int(unsure.sum())} of {len(frames)} rows had NaN or infinite policy logits; they were planned to "
-                f"take all {timesteps} timesteps. Look for bad values in the input or in the policy network.",
+                f"{int(nonfinite_rows.sum())} of {len(frames)} rows had NaN or infinite policy logits; they are "
+                f"planned to run all {timesteps} timesteps. Check the input and the weights of the policy network.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return Plan(planned.masked_fill(unsure, timesteps), chosen.values.masked_fill(unsure, 0.0))
+        return Plan(planned.masked_fill(nonfinite_rows, timesteps), chosen.values.masked_fill(nonfinite_rows, 0.0))
 
-    def dial_settings(self, timesteps: int) -> Sequence[Self] | None:
+    def candidate_settings(self, timesteps: int) -> Sequence[Self] | None:
         raise CalibrationError(
             "the rl policy is fitted, not calibrated: fit_policy(train_loader, val_loader, max_accuracy_drop=...) or "
-            "average_timesteps=...; its frontier is then in .policy_fit."
+            "average_timesteps=...; the settings that were tried are then in .policy_fit.frontier."
         )
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """Everything but the weights, in plain values."""
+        """Return everything but the weights, as values that JSON can hold."""
         return {
             "candidates": None if self.candidates is None else list(self.candidates),
             "frames": self.frames,
@@ -146,20 +167,25 @@ class RLPolicy(PlanPolicy):
         }
 
     def with_settings(self, settings: dict[str, Any]) -> Self:
-        """This policy with saved settings, and with a fresh default network if it has none of its own.
+        """Return a copy of this policy with saved settings.
+
+        If this policy has no network and the saved policy had a default one, the copy has a new network of the same
+        architecture, whose weights are still to be loaded.
 
         Raises:
-            PolicyError: the saved policy has a network of the caller's own, and this one has none; or a network where
-                the saved one has none.
+            PolicyError: the saved policy had a custom network and this one has none, or this one has a network and the
+                saved policy had none.
         """
         fitted_for = settings["fitted_for"]
         network = self.network
         if network is None and settings["has_network"]:
             if settings["architecture"] is None:
-                raise PolicyError("the saved policy has a network of your own: give it, RLPolicy(network=...).")
+                raise PolicyError(
+                    "the saved policy has a custom network; pass an instance of it: RLPolicy(network=...)."
+                )
             network = build_network(settings["architecture"])
         elif network is not None and not settings["has_network"]:
-            raise PolicyError("the saved policy has no network, and this one has: it was saved before fit_policy.")
+            raise PolicyError("the saved policy has no network, and this one has: it was saved before fit_policy().")
         return replace(
             self,
             network=network,
@@ -169,44 +195,46 @@ class RLPolicy(PlanPolicy):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write ``policy.json`` and ``policy.safetensors`` to a folder, which is made if it is missing.
+        """Write ``policy.json`` and ``policy.safetensors``.
+
+        Args:
+            folder: created if it does not exist.
 
         Raises:
             PolicyError: there is no network to save.
             OptionalDependencyError: safetensors is not installed.
         """
-        from .saving import save
-
-        save(self, Path(folder))
+        save(self, self.network, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path, network: nn.Module | None = None) -> Self:
-        """A policy that :meth:`save` has written, on the CPU.
+        """Load a policy that :meth:`save` has written; its network is on the CPU.
 
         Args:
-            network: where the policy was saved with a network of your own: another instance of it.
+            folder: the folder that it was saved to.
+            network: for a policy with a custom network, an instance of that network, which receives the weights.
 
         Raises:
-            PolicyError: the folder holds no such policy, or its weights do not fit the network.
+            PolicyError: the folder contains no such policy, or its weights do not fit the network.
             OptionalDependencyError: safetensors is not installed.
         """
-        from .saving import load
-
         return load(cls(network), Path(folder))
 
 
 def policy_logits(network: nn.Module, frames: Tensor, candidates: int) -> Tensor:
-    """Ask a policy network, and hold its answer to the contract.
+    """Run a policy network, and check its output.
 
     Args:
-        frames: ``[n, ...]``; floats are converted to the network's dtype.
-        candidates: the number of logits wanted.
+        network: the policy network.
+        frames: ``[n, ...]``. Floating point input is converted to the dtype of the network's weights; a default network
+            also accepts integers.
+        candidates: the number of candidate timesteps.
 
     Returns:
         Policy logits ``[n, candidates]``, at least float32.
 
     Raises:
-        PolicyError: the network is on another device, or its answer has the wrong type, dtype or shape.
+        PolicyError: the network is on another device, or its output has the wrong type, dtype or shape.
     """
     weight = next((p for p in network.parameters() if p.is_floating_point()), None)
     if weight is not None:
@@ -218,19 +246,19 @@ def policy_logits(network: nn.Module, frames: Tensor, candidates: int) -> Tensor
         if frames.is_floating_point() or is_default(network):
             frames = frames.to(weight.dtype)
     logits = network(frames)
-    wanted = (frames.shape[0], candidates)
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or tuple(logits.shape) != wanted:
+    expected = (frames.shape[0], candidates)
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or tuple(logits.shape) != expected:
         seen = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise PolicyError(
-            f"the policy network {type(network).__name__} gave {seen}; it must give floating point logits {wanted}, "
-            "one for each row and candidate."
+            f"the policy network {type(network).__name__} returned {seen}; it must return floating point logits "
+            f"of shape {expected}, one for each row and candidate."
         )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager
 def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Lend a network evaluation mode; afterwards every module has its own mode again."""
+    """Put a network in evaluation mode; afterwards each module has its previous mode again."""
     training = [module for module in network.modules() if module.training]
     for module in training:
         module.training = False

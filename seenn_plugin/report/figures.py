@@ -1,4 +1,4 @@
-"""The figures of a report, as PNG files in memory: light, whatever style the caller has set."""
+"""The figures of a report, as PNG files in memory, in a light style regardless of the caller's style."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from ..errors import OptionalDependencyError
-from ..plot import accuracy_curve, exit_histogram, operating_points
+from ..evaluation.plot import accuracy_curve, exit_histogram, operating_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..metrics import AccuracyCurve, Evaluation
+    from ..evaluation.metrics import AccuracyCurve, Evaluation
 
 _SIZE = (5.0, 3.75)
 """Inches: about as wide as the page shows it, so that the writing has the size of the page's."""

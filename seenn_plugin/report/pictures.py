@@ -16,7 +16,7 @@ _POLARITIES = torch.tensor([[0.0, 0.447, 0.698], [0.835, 0.369, 0.0]])
 
 
 def pictures(x: Tensor, sequence: bool, time_dim: int) -> Tensor | None:
-    """Pictures ``[N, C, H, W]`` of a batch as the wrapper takes it; ``None`` if it shows nothing to look at.
+    """Pictures ``[N, C, H, W]`` of a batch as the wrapper takes it; ``None`` if it is no picture.
 
     Images ``[N, C, H, W]`` of one or three channels are as they are. Frames ``[T, N, C, H, W]``, or ``[N, T, ...]``
     with ``time_dim`` 1, are summed over time, and where they have more than three channels, over these.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .. import calibration
+from ..calibration import traces
 from ..engine import ExitResult
 from ..errors import InputError
 from .pictures import Scale, pictures
@@ -54,7 +54,7 @@ class ClassFigures(NamedTuple):
 
 
 class WatchedLoader:
-    """Hands the batches of a loader on, and notes how each sample is answered on the way.
+    """Yields the batches of a loader, and records how each sample is answered.
 
     Only numbers are kept of every sample, and pictures of the few that are shown.
 
@@ -81,7 +81,7 @@ class WatchedLoader:
         return len(cast(Sized, self._loader))  # progress bars do without where the loader has none
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, labels in calibration.batches(self._snn, self._loader, progress=False, title=""):
+        for x, labels in traces.batches(self._snn, self._loader, progress=False, title=""):
             if labels.numel():
                 with torch.no_grad():
                     self._see(x, labels, self._snn.infer(x))

@@ -11,13 +11,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import provenance
-from ..calibration import OperatingPoint
-from ..energy import EnergyReport, measure_energy
+from ..calibration.thresholds import OperatingPoint
 from ..errors import CalibrationError, InputError, ModelRefused
-from ..metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
+from ..evaluation import provenance
+from ..evaluation.energy import EnergyReport, measure_energy
+from ..evaluation.metrics import AccuracyCurve, Evaluation, accuracy_curve, evaluate
+from ..evaluation.synaptic import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
 from ..policies import FixedPolicy, Policy, RLPolicy, ThresholdPolicy
-from ..synaptic import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
 from .figures import draw, require_matplotlib
 from .page import render
 from .samples import Sample, WatchedLoader
@@ -37,21 +37,21 @@ def write_report(
     picojoules_per_mac: float = PICOJOULES_PER_MAC,
     progress: bool = False,
 ) -> Path:
-    """Write ``index.html``, a page that needs nothing beside itself, with ``figures/*.png`` and ``report.json``.
+    """Write ``index.html``, a self-contained page, with ``figures/*.png`` and ``report.json``.
 
     The page has the accuracy with early exit and at full T, the curve of accuracy against mean timesteps, the exits,
     mean timesteps and accuracy of every class, the samples that were easiest and hardest, operations and energy, and
     where the numbers are from. ``report.json`` has all of it but the pictures; what is no finite number is null there.
 
     The data are read twice (:func:`~seenn_plugin.evaluate`, :func:`~seenn_plugin.measure_energy`), and once more for
-    the curve of a policy that has a dial (:func:`~seenn_plugin.accuracy_curve`). How single samples are answered is
-    noted during the first reading, at the price of inferring them once more. In memory are kept three numbers of each
-    sample, the traces for the curve, and the few pictures shown.
+    the curve of a policy with several settings (:func:`~seenn_plugin.accuracy_curve`). The answers to single samples
+    are recorded during the first reading, which infers them once more. Three numbers of each sample, the traces for the
+    curve, and the few pictures shown are kept in memory.
 
     Args:
         snn: a wrapped network.
         loader: yields ``(x, labels)`` with labels long ``[N]``, the same samples whenever it is read.
-        folder: where to write; it is made if it is missing, and a report that lies there is replaced.
+        folder: where to write; it is made if it is missing, and an earlier report there is replaced.
         title: of the page.
         class_names: one for each class of the model, by index; by default the indices.
         picojoules_per_ac: price of an accumulate.
@@ -151,7 +151,7 @@ def _has_dial(snn: EarlyExitWrapper, timesteps: int) -> bool:
     if isinstance(snn.policy, ThresholdPolicy):
         return True
     try:
-        return snn.policy.dial_settings(timesteps) is not None
+        return snn.policy.candidate_settings(timesteps) is not None
     except CalibrationError:
         return False
 
@@ -186,7 +186,7 @@ def _summary(snn: EarlyExitWrapper, evaluation: Evaluation, energy: EnergyReport
         "row_steps_saved": 1 - evaluation.row_steps / full_row_steps,
         "energy_saved": energy and energy.saving,
         "agreement": evaluation.agreement,
-        "run_whole": not snn.adapter.saves,
+        "run_whole": not snn.adapter.skips_finished_rows,
         "planning_share_of_operations": evaluation.policy_cost and evaluation.policy_cost.share_of_operations,
     }
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from .._naming import unknown_name
 from ..errors import InputError
-from ..naming import unknown_name
 
 _CHOICES = {"optimizer": ("sgd", "adamw"), "loss": ("tet", "mean"), "amp": ("auto", "off", "bf16", "fp16")}
 _MOMENTUM = 0.9

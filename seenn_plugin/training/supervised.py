@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
 from ..errors import CalibrationError, InputError, OptionalDependencyError
+from ..training_loop.checkpoint import Checkpoint
+from ..training_loop.monitor import Monitor
+from ..training_loop.run import Losses, Precision, Run, Stateful
 from .average import MovingAverage
-from .checkpoint import Checkpoint
 from .losses import tet_loss
-from .monitor import Monitor
 from .recipe import Recipe
-from .run import Losses, Precision, Run, Stateful
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 """The framework's own run from a fresh state: a model and a batch of inputs to the outputs of all timesteps
@@ -65,11 +65,11 @@ def train(
     Args:
         model: the network.
         forward: the framework's own run, from a fresh state, of the model and a batch of inputs.
-        data: pairs of an input and a class index, with a length. The first is looked at before training.
+        data: pairs of an input and a class index, with a length. The first is checked before training.
         recipe: how.
         validation: pairs like ``data``, for the accuracies of every epoch; nothing is chosen on them.
         folder: after each epoch all that is needed to go on is written there, and read from there if it is there:
-            called anew with the same arguments, training goes on as if it had not been interrupted.
+            called again with the same arguments, training continues as if it had not been interrupted.
         name: for the progress bar and the log.
         workers: processes that load data.
         progress: whether to show progress bars.

@@ -1,0 +1,128 @@
+"""Recording decision logits of a labelled data set, from anything that can compute traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
+
+from ..errors import CalibrationError
+
+
+class TraceSource(Protocol):
+    """What calibration and policy fitting use of a wrapped network; an ``EarlyExitWrapper`` satisfies it.
+
+    Attributes:
+        model: the spiking network. Inputs are moved to the device of its parameters.
+        input: ``"static"`` for inputs ``[N, ...]``, ``"sequence"`` for inputs with a time axis.
+        time_dim: the time axis of a sequence: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def input(self) -> str: ...
+
+    @property
+    def time_dim(self) -> int: ...
+
+    def trace(self, x: Tensor, /) -> Tensor:
+        """Decision logits ``[T, N, C]`` after every timestep; differentiable where gradients are enabled."""
+        ...
+
+
+def row_dim(source: TraceSource) -> int:
+    """The dimension of an input of ``source`` that counts rows: 0, or 1 for sequences ``[T, N, ...]``."""
+    return 1 - source.time_dim if source.input == "sequence" else 0
+
+
+def device_of(source: TraceSource) -> torch.device:
+    """The device of the model's first parameter; the CPU for a model without parameters."""
+    return next((parameter.device for parameter in source.model.parameters()), torch.device("cpu"))
+
+
+def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs ``(x, labels)`` of a loader, on the device of the model, with labels as long ``[N]``.
+
+    Args:
+        source: supplies the device and the layout of the inputs.
+        loader: yields pairs ``(x, labels)``.
+        progress: whether to show a progress bar.
+        title: the description of the progress bar.
+
+    Raises:
+        CalibrationError: an item is no such pair, or its labels are not integers ``[N]``.
+    """
+    weight = next(iter(source.model.parameters()), None)
+    rows = row_dim(source)
+    for item in tqdm(loader, desc=title, disable=not progress, leave=False):
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise CalibrationError(f"the loader must yield pairs (x, labels), not {type(item).__name__}.")
+        x, labels = item[0], torch.as_tensor(item[1])
+        if labels.is_floating_point() or labels.shape != (x.shape[rows],):
+            raise CalibrationError(
+                f"labels must be class indices of shape ({x.shape[rows]},), not {labels.dtype} {tuple(labels.shape)}."
+            )
+        yield (x, labels.long()) if weight is None else (x.to(weight.device), labels.long().to(weight.device))
+
+
+@torch.no_grad()
+def record(source: TraceSource, loader: Iterable[Any], progress: bool = False) -> tuple[Tensor, Tensor]:
+    """Compute the traces of all samples of a loader, in one pass over it.
+
+    Args:
+        source: computes the traces.
+        loader: yields pairs ``(x, labels)`` with labels ``[N]``; sequences must all have the same length.
+        progress: whether to show a progress bar.
+
+    Returns:
+        Traces ``[T, M, C]`` and labels, long ``[M]``, of all ``M`` samples, on the CPU.
+
+    Raises:
+        CalibrationError: the loader yields no sample, an item that is no pair, labels that are no class indices, or
+            sequences of different lengths.
+    """
+    traces, all_labels = [], []
+    for x, labels in batches(source, loader, progress, "traces"):
+        if labels.numel():
+            traces.append(source.trace(x).cpu())
+            all_labels.append(labels.cpu())
+    check_lengths({trace.shape[0] for trace in traces})
+    trace, labels = torch.cat(traces, 1), torch.cat(all_labels)
+    check_labels(labels, trace.shape[2])
+    return trace, labels
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Check that labels are class indices.
+
+    Args:
+        labels: long ``[N]``, with N of at least 1.
+        classes: C, the number of decision logits.
+
+    Raises:
+        CalibrationError: a label lies outside 0 to C - 1.
+    """
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise CalibrationError(
+            f"labels range from {int(labels.min())} to {int(labels.max())}, but the model has {classes} classes "
+            f"(0 to {classes - 1})."
+        )
+
+
+def check_lengths(lengths: set[int]) -> None:
+    """Check that the recorded batches have one number of timesteps.
+
+    Raises:
+        CalibrationError: there is no batch, or two batches differ.
+    """
+    if not lengths:
+        raise CalibrationError("the loader yielded no sample.")
+    if len(lengths) > 1:
+        raise CalibrationError(
+            f"the batches have sequences of different lengths ({sorted(lengths)}); pad them to one length."
+        )

@@ -1,0 +1,168 @@
+"""The card of a trained network: what it is, how it came about, and the same as a page for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from .._naming import unknown_name
+from ..errors import InputError
+
+_FORMAT = 1
+_WRAPPER_OPTIONS = ("timesteps", "input", "time_dim", "readout")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trained network is, and how it came about.
+
+    Attributes:
+        title: for tables and pages.
+        network: ``package.module:factory`` of the network.
+        arguments: of the factory.
+        wrapper: of :class:`~seenn_plugin.EarlyExitWrapper`: ``timesteps``, ``input``, ``time_dim``, ``readout``.
+        loader: ``package.module:function`` of its data; called with a folder, a split and ``loader_arguments``, it
+            returns a data set of pairs of an input and a class.
+        loader_arguments: further arguments of the loader.
+        data: what data the weights are from, for tables; the copy counts: ``"CIFAR-10, JPEG-recompressed"``.
+        recipe: the stages of training, in order: settings of :class:`~seenn_plugin.training.Recipe`, and what else
+            they were given.
+        seed: of the first weights and of training.
+        accuracy: by split, on it, after t = 1..T timesteps, of the weights as they are saved.
+        samples: by split, how many.
+        trained_on: the machine.
+        commit: of the code that trained it.
+        versions: of the packages.
+
+    Raises:
+        InputError: ``wrapper`` has an option that is none of the above.
+    """
+
+    title: str
+    network: str
+    arguments: dict[str, Any]
+    wrapper: dict[str, Any]
+    loader: str
+    loader_arguments: dict[str, Any]
+    data: str
+    recipe: list[dict[str, Any]]
+    seed: int
+    accuracy: dict[str, list[float]] = field(default_factory=dict)
+    samples: dict[str, int] = field(default_factory=dict)
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.wrapper:
+            if name not in _WRAPPER_OPTIONS:
+                raise InputError(f"card: {unknown_name('wrapper option', name, _WRAPPER_OPTIONS)}")
+
+
+def write_card(card: Card, path: Path) -> None:
+    """Write a card as JSON."""
+    path.write_text(json.dumps({"format": _FORMAT, **asdict(card)}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_card(path: Path) -> Card:
+    """What :func:`write_card` wrote.
+
+    Raises:
+        InputError: it is no card, or one of another version.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("format")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no card of a trained network: {error!r}. Name the folder that holds one."
+        ) from error
+    if version != _FORMAT:
+        raise InputError(
+            f"{path} is a card in format {version!r}, and this version of seenn-plugin reads format {_FORMAT}: install "
+            "the version that wrote it."
+        )
+    mistakes = _mistakes(values)
+    if mistakes:
+        raise InputError(
+            f"{path} is no card that this version of seenn-plugin reads: {' '.join(mistakes)} Install the version that "
+            "wrote it, or get the card again."
+        )
+    return Card(**values)
+
+
+def _mistakes(values: dict[str, Any]) -> list[str]:
+    """What is wrong with the values of a card, a sentence for each."""
+    hints, known = get_type_hints(Card), {own.name: own for own in fields(Card)}
+    found = [unknown_name("field", name, known) for name in values if name not in known]
+    for name, own in known.items():
+        if name not in values:
+            if own.default is MISSING and own.default_factory is MISSING:
+                found.append(f"field {name!r} is missing.")
+        elif not isinstance(values[name], _plain(hints[name])):
+            found.append(f"field {name!r} must be of type {own.type}, not {values[name]!r}.")
+    return found
+
+
+def _plain(hint: Any) -> Any:
+    """``dict`` of ``dict[str, int]``: what isinstance takes."""
+    origin = get_origin(hint)
+    return origin if origin in (dict, list) else hint
+
+
+_MANY = 16
+"""With more timesteps than this a page shows the powers of two, and the last."""
+
+
+def page(card: Card) -> str:
+    """A model card in Markdown."""
+    parts = [
+        f"# {card.title}",
+        f"`{card.network}` with {_list(card.arguments) or 'its defaults'}, wrapped with {_list(card.wrapper)}. Trained "
+        f"on {card.data}, read by `{card.loader}`{_given(card.loader_arguments)}; weights in half precision.",
+        "## Accuracy of the static network",
+        _accuracies(card) if card.accuracy else "Not measured.",
+        "## Training",
+        _stages(card.recipe) if card.recipe else "Not trained.",
+        f"Seed {card.seed}.",
+        "## Where it is from",
+        _table(["", ""], [(name, str(value)) for name, value in _origin(card).items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracies(card: Card) -> str:
+    header = ["timesteps", *(f"{split} ({card.samples[split]} samples)" for split in card.accuracy)]
+    rows = list(zip(*card.accuracy.values(), strict=True))
+    shown = [t for t in range(1, len(rows) + 1) if len(rows) <= _MANY or t & (t - 1) == 0 or t == len(rows)]
+    return _table(header, [(str(t), *(f"{100 * value:.2f} %" for value in rows[t - 1])) for t in shown])
+
+
+def _stages(stages: list[dict[str, Any]]) -> str:
+    """A row for each setting, a column for each stage; the seed is that of all."""
+    names = dict.fromkeys(name for stage in stages for name in stage if name != "seed")
+    rows = [(name, *(_cell(stage.get(name)) for stage in stages)) for name in names]
+    return _table(["", *(f"stage {number}" for number in range(1, len(stages) + 1))], rows)
+
+
+def _origin(card: Card) -> dict[str, Any]:
+    return {**card.trained_on, "commit": card.commit or "unknown", **card.versions}
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def _given(arguments: dict[str, Any]) -> str:
+    return f" with {_list(arguments)}" if arguments else ""
+
+
+def _list(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,5 @@
+"""The command ``seenn``."""
+
+from .commands import main
+
+__all__ = ["main"]

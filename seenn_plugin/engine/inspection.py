@@ -1,0 +1,180 @@
+"""The first inspection of a model on a kind of input: timesteps, readout, classes, checks. Made once for each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..adapter.contract import Adapter
+from ..discovery.probing import check_rows
+from ..errors import InputError, ModelRefused
+from ..inputs import InputBatch, refuse_training_mode
+from ..policies import Policy
+from ..policies.base import start_rows
+from ..readout import Outputs, Readout, choose_readout, spike_lead
+from ..state.isolation import isolated
+from .active_batch import RunConfig
+from .checks import CheckResult, run_checks
+from .chunking import fastest_chunk
+from .trace import advance_to, read_all
+
+_OFFER = (
+    "To see how early it could have answered, pass full_run=True: all timesteps are computed and the exits picked "
+    "afterwards, which saves nothing."
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out about a model on one kind of input.
+
+    Attributes:
+        timesteps: T.
+        readout: the readout to use.
+        readout_reason: why, in words.
+        lead: of spikes; see :func:`~seenn_plugin.readout.spike_lead`.
+        no_logits: logits of no rows, ``[0, C]``: number of classes, dtype and device.
+        first_steps: outputs of one row at its first timesteps, each ``[1, ...]``.
+        chunk: timesteps computed at a time.
+        chunk_reason: why, in words; empty if the caller has chosen it.
+        checks: the results of the checks.
+    """
+
+    timesteps: int
+    readout: Readout
+    readout_reason: str
+    lead: float | None
+    no_logits: Tensor
+    first_steps: tuple[Outputs, ...]
+    chunk: int
+    chunk_reason: str
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def classes(self) -> int:
+        return self.no_logits.shape[1]
+
+    def settled(self, policy: Policy) -> Policy:
+        """``policy`` with nothing left open, for this model and kind of input."""
+        return policy.settle(self.classes, self.lead)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller has chosen.
+
+    Attributes:
+        readout: the readout; ``None`` to choose it.
+        policy: decides when rows stop. Matters for ``chunk="auto"`` only.
+        chunk: timesteps computed at a time; ``"auto"`` to measure.
+        check: whether to run the checks.
+        slots: the most rows that are active at a time.
+    """
+
+    readout: Readout | None
+    policy: Policy
+    chunk: int | Literal["auto"]
+    check: bool
+    slots: int
+
+
+class Inspector:
+    """Inspects one model, and remembers what it has found.
+
+    Args:
+        adapter: the adapter of the model.
+    """
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._found: dict[Any, Inspection] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_found": {}}  # a copy of the model is another model
+
+    def inspect(self, inputs: InputBatch, settings: Settings) -> Inspection:
+        """What is known of the model on this kind of input; found on the first batch of the kind.
+
+        Raises:
+            InputError: the input does not fit.
+            ModelRefused: the model cannot be stepped row by row with the right answer.
+        """
+        adapter = self._adapter
+        version = adapter.structure_version()
+        refuse_training_mode(adapter.model, adapter.modules)
+        key = (version, inputs.kind, settings.chunk, settings.readout)
+        found = self._found.get(key)
+        if found is None:
+            try:
+                found = self._found[key] = self.inspect_anew(inputs, settings)
+            except ModelRefused as error:
+                if not adapter.skips_finished_rows:
+                    raise
+                raise ModelRefused(error.reason, f"{error.remedy} {_OFFER}") from error
+            except InputError as error:
+                # The model raised on the few rows of the inspection. Does it run on these?
+                if error.__cause__ is None or not adapter.runs_whole(inputs):
+                    raise
+                raise ModelRefused(
+                    f"{type(adapter.model).__name__} runs on a batch of {len(inputs)} rows, and not on one of another "
+                    f"size: {error}",
+                    "Read the batch size from the input, and keep parameters from meeting the dimension of the rows.",
+                ) from error
+        # What was found holds for sequences of any length.
+        return replace(found, timesteps=inputs.length) if inputs.length is not None else found
+
+    def inspect_anew(self, inputs: InputBatch, settings: Settings) -> Inspection:
+        """:meth:`inspect` without looking for an earlier result, and without remembering this one."""
+        adapter = self._adapter
+        refuse_training_mode(adapter.model, adapter.model.modules())
+        # A model that is run whole may need a certain number of rows, and need not pass any check.
+        whole = not adapter.skips_finished_rows
+        rows = inputs if whole and inputs.values.numel() else check_rows(inputs)
+        check = settings.check and not whole
+        chunk = 1 if settings.chunk == "auto" else settings.chunk
+        timesteps = self._timesteps(inputs)
+        with isolated(adapter.model):
+            checks = run_checks(adapter, rows, timesteps, chunk) if check else []
+            steps = advance_to(adapter, adapter.begin(rows), timesteps, chunk)
+            readout, reason = choose_readout(steps, adapter.answer(rows), settings.readout)
+            found = Inspection(
+                timesteps=timesteps,
+                readout=readout,
+                readout_reason=reason,
+                lead=spike_lead(readout, steps),
+                no_logits=read_all(readout, steps)[0, :0],
+                first_steps=tuple(tuple(output[:1].clone() for output in outputs) for outputs in steps[:2]),
+                chunk=chunk,
+                chunk_reason="",
+                checks=tuple(checks),
+            )
+            if settings.chunk == "auto" and not whole and inputs.values.numel():
+                found = self._with_fastest_chunk(found, inputs, settings)
+                if check and found.chunk > 1:
+                    run_checks(adapter, rows, timesteps, found.chunk)
+        return found
+
+    def _with_fastest_chunk(self, found: Inspection, inputs: InputBatch, settings: Settings) -> Inspection:
+        some = inputs.narrow(0, min(settings.slots, len(inputs)))
+        policy = found.settled(settings.policy)
+        state = start_rows(policy, some, found.timesteps, found.classes)
+        config = RunConfig(self._adapter, found.readout, policy, found.timesteps)
+        chunk, seconds = fastest_chunk(config, state, some)
+        tried = ", ".join(f"{k}: {1e3 * s / len(some):.2f}" for k, s in seconds.items())
+        return replace(found, chunk=chunk, chunk_reason=f", as the fastest on the first batch (ms per row: {tried})")
+
+    def _timesteps(self, inputs: InputBatch) -> int:
+        """T for this input: the length of a sequence, the caller's choice, or what the model makes by itself."""
+        if inputs.length is not None:
+            return inputs.length
+        own, asked = self._adapter.own_timesteps(inputs), inputs.timesteps
+        if own is None and asked is None:
+            raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
+        if own is not None and asked is not None and asked > own:
+            raise InputError(
+                f"timesteps={asked}, and {type(self._adapter.model).__name__} makes {own} by itself; make the model "
+                "longer, or leave timesteps out."
+            )
+        return asked or own or 0

@@ -1,6 +1,0 @@
-"""What early exit brings on trained networks: one run file for each of them, and one page made of the run files."""
-
-from .page import write_results
-from .studying import study
-
-__all__ = ["study", "write_results"]
