@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from seenn_plugin import provenance
+from seenn_plugin.evaluation import provenance
 
 RESULTS = Path(__file__).parent / "results"
 _ROOT = Path(__file__).parent.parent

@@ -147,7 +147,7 @@ class SEWResNet18(SpikingJellyNetwork):
     name = "SEW-ResNet18, CIFAR stem (SpikingJelly)"
 
     def build(self) -> nn.Module:
-        from seenn_spikingjelly.networks import sew_resnet18
+        from seenn_plugin.models.spikingjelly import sew_resnet18
 
         return sew_resnet18(CLASSES)
 
@@ -158,7 +158,7 @@ class ResNet19(SpikingJellyNetwork):
     name = "ResNet-19, 128-256-512 (SpikingJelly)"
 
     def build(self) -> nn.Module:
-        from seenn_spikingjelly.networks import resnet19
+        from seenn_plugin.models.spikingjelly import resnet19
 
         return resnet19(classes=CLASSES)
 
@@ -170,7 +170,7 @@ class Tiny(SpikingJellyNetwork):
     row = (3, 8, 8)
 
     def build(self) -> nn.Module:
-        from seenn_spikingjelly.networks import resnet19
+        from seenn_plugin.models.spikingjelly import resnet19
 
         return resnet19(widths=(8, 16), blocks=(1, 1), hidden=16, classes=CLASSES)
 
@@ -182,7 +182,7 @@ class Spikformer(SpikingJellyNetwork):
     single_steps = False
 
     def build(self) -> nn.Module:
-        from seenn_spikingjelly.networks import spikformer
+        from seenn_plugin.models.spikingjelly import spikformer
 
         return spikformer(classes=CLASSES)
 
@@ -348,7 +348,7 @@ class DemoSEWResNet(OnDigits, SpikingJellyNetwork):
     name = "SEW-ResNet of the demo, trained (SpikingJelly)"
 
     def build(self) -> nn.Module:
-        from seenn_plugin.demo.networks import sew_resnet
+        from seenn_plugin.models.digits import sew_resnet
 
         return _trained(sew_resnet())
 
@@ -359,7 +359,7 @@ class DemoConvNet(OnDigits, SnnTorchNetwork):
     name = "conv net of the demo, trained (snnTorch)"
 
     def build(self) -> nn.Module:
-        from seenn_plugin.demo.networks import conv_net
+        from seenn_plugin.models.digits import conv_net
 
         return _trained(conv_net())
 

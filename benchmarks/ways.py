@@ -16,6 +16,7 @@ from networks import Network
 from torch import Tensor
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import ConfidencePolicy, Decision
 
 # -- exits that are drawn -----------------------------------------------------------------------------------------
@@ -33,12 +34,11 @@ class DrawnExits(ConfidencePolicy):
 
     temperature: float | None = 1.0
 
-    def start(self, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Tensor:
-        rows = inputs[0] if sequence else inputs
-        return exits_of(rows)
+    def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Tensor:
+        return exits_of(inputs.frame(0))
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        return Decision(timestep >= memory, self.scaled_score(logits), memory)
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        return Decision(timestep >= policy_state, self.scaled_score(logits), policy_state)
 
 
 def draw(histogram: Sequence[int], rows: int) -> Tensor:

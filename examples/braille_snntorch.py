@@ -9,10 +9,10 @@ DIR holds ``braille7.npz``, events of 12 taxels in 256 bins of 5 ms (see :func:`
 from __future__ import annotations
 
 from common import Example, Stage, main
-from seenn_snntorch.networks import RecurrentNet, run_sequence
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Card
+from seenn_plugin.checkpoints.pretrained import Card
+from seenn_plugin.models.snntorch import RecurrentNet, run_sequence
 from seenn_plugin.training import Recipe
 
 NETWORK = {"hidden": 128, "beta": 0.9, "beta_out": 0.95}
@@ -30,7 +30,7 @@ EXAMPLE = Example(
     name="braille-snntorch",
     card=Card(
         title="Recurrent snnTorch network on Braille letters",
-        network="seenn_snntorch.networks:RecurrentNet",
+        network="seenn_plugin.models.snntorch:RecurrentNet",
         arguments=NETWORK,
         # The sum of the membrane potentials of the output neurons over the time so far.
         wrapper={"input": "sequence", "time_dim": 1, "readout": "sum"},

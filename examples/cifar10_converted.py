@@ -3,8 +3,8 @@
     python examples/cifar10_converted.py --data DIR --pretrained   # numbers in some minutes
     python examples/cifar10_converted.py --data DIR                # train and convert it, half an hour on one core
 
-DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is there), or ``train/<class>/`` and
-``test/<class>/`` of image files.
+DIR holds CIFAR-10 as torchvision downloads it (if DIR is empty, it does), or image files in ``train/<class>/`` and
+``test/<class>/``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from common import Example, Stage, cifar10_card, main
-from seenn_spikingjelly.converted import convert, run, small_quantised_resnet
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Pretrained
+from seenn_plugin.checkpoints.pretrained import Pretrained
+from seenn_plugin.models.converted import convert, run, small_quantised_resnet
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 32
@@ -52,7 +52,10 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 EXAMPLE = ConvertedExample(
     name="cifar10-converted",
     card=cifar10_card(
-        "Small ResNet on CIFAR-10, converted", "seenn_spikingjelly.converted:small_converted_resnet", TIMESTEPS, NETWORK
+        "Small ResNet on CIFAR-10, converted",
+        "seenn_plugin.models.converted:small_converted_resnet",
+        TIMESTEPS,
+        NETWORK,
     ),
     build=build,
     stages=[

@@ -1,10 +1,10 @@
 """SEENN's ResNet-19 (SpikingJelly) on CIFAR-10, trained as its authors do, that stops as soon as it knows the answer.
 
-    python examples/cifar10_resnet19.py --data DIR                       # train it: wants a GPU
+    python examples/cifar10_resnet19.py --data DIR                       # train it: needs a GPU
     python examples/cifar10_resnet19.py --data DIR --pretrained FOLDER   # numbers of what was trained there
 
-Training goes on where it was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it
-(it does, if nothing is there), or ``train/<class>/`` and ``test/<class>/`` of image files.
+Interrupted training continues after the last complete epoch. DIR holds CIFAR-10 as torchvision downloads it (if DIR
+is empty, it does), or image files in ``train/<class>/`` and ``test/<class>/``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 from functools import partial
 
 from common import Example, Stage, cifar10_card, main
-from seenn_spikingjelly.networks import resnet19, run
 
+from seenn_plugin.models.spikingjelly import resnet19, run
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
 
 EXAMPLE = Example(
     name="cifar10-resnet19",
-    card=cifar10_card("ResNet-19 on CIFAR-10", "seenn_spikingjelly.networks:resnet19", TIMESTEPS),
+    card=cifar10_card("ResNet-19 on CIFAR-10", "seenn_plugin.models.spikingjelly:resnet19", TIMESTEPS),
     build=resnet19,
     stages=[
         # arXiv 2304.01230: TET, SGD, a learning rate of 0.05 for 256 images, AutoAugment and CutMix.

@@ -4,9 +4,9 @@
     python examples/cifar10_sew_resnet.py --data DIR                # train it, an hour or two on two cores
     python examples/cifar10_sew_resnet.py --network sew_resnet18 --data DIR   # SpikingJelly's SEW-ResNet18: wants a GPU
 
-Training compiles the network, for which there must be a C++ compiler, unless told ``--no-compile``; it goes on where it
-was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is
-there), or ``train/<class>/`` and ``test/<class>/`` of image files.
+Training compiles the network, which needs a C++ compiler (``--no-compile`` turns it off). Interrupted training
+continues after the last complete epoch. DIR holds CIFAR-10 as torchvision downloads it (if DIR is empty, it does), or
+image files in ``train/<class>/`` and ``test/<class>/``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import partial
 
 import torch
 from common import Example, Stage, argument_parser, cifar10_card, run_example
-from seenn_spikingjelly.networks import run, sew_resnet18, small_sew_resnet
 from torch import Tensor, nn
 
+from seenn_plugin.models.spikingjelly import run, sew_resnet18, small_sew_resnet
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
@@ -35,7 +35,7 @@ def forward(model: nn.Module, images: Tensor, timesteps: int) -> Tensor:
 EXAMPLE = Example(
     name="cifar10-small-sew-resnet",
     card=cifar10_card(
-        "Small SEW-ResNet on CIFAR-10", "seenn_spikingjelly.networks:small_sew_resnet", TIMESTEPS, NETWORK
+        "Small SEW-ResNet on CIFAR-10", "seenn_plugin.models.spikingjelly:small_sew_resnet", TIMESTEPS, NETWORK
     ),
     build=build,
     stages=[
@@ -57,7 +57,7 @@ EXAMPLE = Example(
 
 LARGE = Example(
     name="cifar10-sew-resnet18",
-    card=cifar10_card("SEW-ResNet18 on CIFAR-10", "seenn_spikingjelly.networks:sew_resnet18", TIMESTEPS),
+    card=cifar10_card("SEW-ResNet18 on CIFAR-10", "seenn_plugin.models.spikingjelly:sew_resnet18", TIMESTEPS),
     build=sew_resnet18,
     stages=[
         Stage(

@@ -4,9 +4,9 @@
     python examples/cifar10_spikformer.py --data DIR                # train a small one, half an hour on two cores
     python examples/cifar10_spikformer.py --network spikformer_4_256 --data DIR   # that of the paper: wants a GPU
 
-Training compiles the network, for which there must be a C++ compiler, unless told ``--no-compile``; it goes on where it
-was interrupted, after the last whole epoch. DIR holds CIFAR-10 as torchvision downloads it (it does, if nothing is
-there), or ``train/<class>/`` and ``test/<class>/`` of image files.
+Training compiles the network, which needs a C++ compiler (``--no-compile`` turns it off). Interrupted training
+continues after the last complete epoch. DIR holds CIFAR-10 as torchvision downloads it (if DIR is empty, it does), or
+image files in ``train/<class>/`` and ``test/<class>/``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import replace
 from functools import partial
 
 from common import Example, Stage, argument_parser, cifar10_card, run_example
-from seenn_spikingjelly.networks import run, spikformer
 
+from seenn_plugin.models.spikingjelly import run, spikformer
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 4
@@ -29,7 +29,7 @@ SECOND = replace(FIRST, epochs=2, learning_rate=1e-3, warmup=0.5, ema=0.99)
 
 EXAMPLE = Example(
     name="cifar10-small-spikformer",
-    card=cifar10_card("Small Spikformer on CIFAR-10", "seenn_spikingjelly.networks:spikformer", TIMESTEPS, SMALL),
+    card=cifar10_card("Small Spikformer on CIFAR-10", "seenn_plugin.models.spikingjelly:spikformer", TIMESTEPS, SMALL),
     build=lambda: spikformer(**SMALL),
     stages=[
         Stage("one-timestep", FIRST, partial(run, timesteps=1), {"augment": "crop"}),
@@ -39,7 +39,7 @@ EXAMPLE = Example(
 
 LARGE = Example(
     name="cifar10-spikformer-4-256",
-    card=cifar10_card("Spikformer-4-256 on CIFAR-10", "seenn_spikingjelly.networks:spikformer", TIMESTEPS),
+    card=cifar10_card("Spikformer-4-256 on CIFAR-10", "seenn_plugin.models.spikingjelly:spikformer", TIMESTEPS),
     build=spikformer,
     stages=[
         # After arXiv 2209.15425, which trains for 300 epochs and asks the mean over time alone for the answer.

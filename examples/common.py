@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper, evaluate
-from seenn_plugin.pretrained import Card, Pretrained
+from seenn_plugin.checkpoints.pretrained import Card, Pretrained
 from seenn_plugin.training import Forward, Recipe, train
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
@@ -31,7 +31,7 @@ class Stage:
         name: of the stage, different for each.
         recipe: how.
         forward: the framework's own run from a fresh state: a model and a batch to the outputs ``[T, N, C]``.
-        loader_arguments: of the training data, beside those of the card.
+        loader_arguments: of the training data, in addition to those of the card.
     """
 
     name: str

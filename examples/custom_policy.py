@@ -33,13 +33,13 @@ class LeadPolicy(ThresholdPolicy):
 class SettledPolicy(Policy):
     """Stop when no logit has moved by more than a tenth since the timestep before.
 
-    What it has to remember of a row it hands back as memory: the engine keeps it in step with the rows that stay.
+    What it has to remember of a row is returned as policy state. The engine keeps it with the active rows.
     """
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        if memory is None:
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        if policy_state is None:
             return Decision(torch.zeros_like(timestep, dtype=torch.bool), torch.zeros_like(logits[:, 0]), logits)
-        moved = (logits - memory).abs().amax(1)
+        moved = (logits - policy_state).abs().amax(1)
         return Decision(moved < 0.1, -moved, logits)
 
 

@@ -5,8 +5,8 @@
     python examples/event_vgg.py --data DIR --dataset cifar10-dvs          # on a GPU
     python examples/event_vgg.py --data DIR --dataset dvs128-gesture
 
-DIR is laid out as SpikingJelly's data sets are: ``events_np/...``, or what they make it of. With ``--fold`` k, of 0 to
-4, the test data is a fifth of all recordings: where the data set's own test data is small, five folds use all of it.
+DIR has the layout of SpikingJelly's data sets: ``events_np/...``, or the archives that they unpack. With ``--fold`` k,
+0 to 4, the test data is a fifth of all recordings: if the data set's own test data is small, five folds use all of it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 from common import Example, Stage, argument_parser, run_example
-from seenn_spikingjelly.event_networks import STAGES, event_vgg
-from seenn_spikingjelly.networks import run_sequence
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Card
+from seenn_plugin.checkpoints.pretrained import Card
+from seenn_plugin.models.events import STAGES, event_vgg
+from seenn_plugin.models.spikingjelly import run_sequence
 from seenn_plugin.training import Recipe
 
 TIMESTEPS = 10
@@ -65,10 +65,10 @@ def example(dataset: str = "nmnist", fold: int | None = None) -> Example:
         name=name,
         card=Card(
             title=f"Spiking VGG on {title}",
-            network="seenn_spikingjelly.event_networks:event_vgg",
+            network="seenn_plugin.models.events:event_vgg",
             arguments=network,
             wrapper={"timesteps": TIMESTEPS, "input": "sequence", "time_dim": 1, "readout": "sum"},
-            loader=f"seenn_spikingjelly.data:{loader}",
+            loader=f"seenn_plugin.data.events:{loader}",
             loader_arguments=loader_arguments,
             data=data,
             recipe=[],

@@ -9,10 +9,10 @@ DIR holds ``mnist.npz``, or MNIST as torchvision downloads it (it does, if nothi
 from __future__ import annotations
 
 from common import Example, Stage, main
-from seenn_snntorch.networks import ConvNet
 from torch import Tensor, nn
 
-from seenn_plugin.pretrained import Card
+from seenn_plugin.checkpoints.pretrained import Card
+from seenn_plugin.models.snntorch import ConvNet
 from seenn_plugin.training import Recipe
 
 NETWORK = {"num_steps": 8, "channels": [12, 32], "beta": 0.5}
@@ -30,7 +30,7 @@ EXAMPLE = Example(
     name="mnist-snntorch",
     card=Card(
         title="Convolutional snnTorch network on MNIST",
-        network="seenn_snntorch.networks:ConvNet",
+        network="seenn_plugin.models.snntorch:ConvNet",
         arguments=NETWORK,
         # The sum of the membrane potentials of the output neurons; as many timesteps as the loop makes.
         wrapper={"readout": "sum"},

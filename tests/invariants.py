@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper, ExitResult
+from seenn_plugin.adapter import Adapter
+from seenn_plugin.adapter.conformance import ModelRaised, Snapshot, raising
 from seenn_plugin.errors import ModelRefused
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import (
     ConfidencePolicy,
     Decision,
@@ -26,9 +29,8 @@ from seenn_plugin.policies import (
     PatiencePolicy,
     Policy,
 )
-from seenn_plugin.testing import ModelRaised, Snapshot, raising
-from seenn_plugin.tolerance import largest_difference, rows_agree
 
+from .closeness import differing_rows, largest_difference
 from .reference import Outputs, Runner, decision_logits, exit_alone, outputs_alone, trace_alone
 
 FIRING = (0.02, 0.6)
@@ -41,8 +43,8 @@ class PrescribedPolicy(Policy):
 
     exits: tuple[int, ...] = ()
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        exits = torch.tensor(self.exits) if memory is None else memory
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        exits = torch.tensor(self.exits) if policy_state is None else policy_state
         return Decision(timestep >= exits, timestep.double(), exits)
 
 
@@ -50,11 +52,11 @@ class PrescribedPolicy(Policy):
 class ReadOffPolicy(Policy):
     """Lets each row go at the timestep that is written in its input: any exit pattern, whoever joins whenever."""
 
-    def start(self, inputs: Tensor, sequence: bool, timesteps: int, classes: int) -> Any:
-        return torch.tensor([read_off(row, timesteps) for row in inputs.transpose(0, 1 if sequence else 0)])
+    def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Any:
+        return torch.tensor([read_off(row, timesteps) for row in inputs.values.transpose(0, inputs.row_dim)])
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        return Decision(timestep >= memory, timestep.double(), memory)
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        return Decision(timestep >= policy_state, timestep.double(), policy_state)
 
 
 def read_off(row: Tensor, timesteps: int) -> int:
@@ -102,7 +104,8 @@ class Case:
         layers: the modules at which rows are counted.
         readout: a name that the library and the reference share.
         options: further arguments of the wrapper.
-        wrapper: a wrapper to use again, where a new look at the model would take long.
+        wrapper: a wrapper to use again, where another inspection of the model would take long.
+        adapter: an adapter to use in place of the wrapper's own, where adapters are used directly.
     """
 
     model: nn.Module
@@ -116,6 +119,7 @@ class Case:
     readout: str = "sum"
     options: dict[str, Any] = field(default_factory=dict)
     wrapper: EarlyExitWrapper | None = None
+    adapter: Adapter | None = None
 
     @property
     def n(self) -> int:
@@ -217,18 +221,21 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
     """3, continued. Rows that take over a place in which another row has been, answer as they do alone.
 
     Args:
-        slots: rows in flight at most; the others wait for a place.
+        slots: active rows at most; the others wait for a place.
         steps: timesteps between two looks, so that places fall free at the same time and at different ones.
     """
     exits = case.exits(rule)
     snn = case.wrap(rule)
-    adapter = snn.adapter
-    adapter.timesteps, adapter.time_dim = snn.timesteps, snn.time_dim  # as the wrapper does at every call
+    adapter = case.adapter or snn.adapter
+
+    def batch(inputs: Tensor) -> InputBatch:  # as the wrapper makes it at every call
+        return InputBatch(inputs, case.sequence, snn.time_dim, snn.timesteps)
+
     waiting = list(range(case.n))
     running, waiting = waiting[:slots], waiting[slots:]
     made: dict[int, list[Tensor]] = {row: [] for row in range(case.n)}
     with torch.no_grad():
-        rows = adapter.begin(case.rows(running), case.sequence)
+        rows = adapter.begin(batch(case.rows(running)))
         while running:
             for _ in range(steps):
                 if max(len(made[row]) for row in running) < case.timesteps:
@@ -239,7 +246,7 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
             taken, free = free[: len(waiting)], free[len(waiting) :]
             if taken:
                 arriving, waiting = waiting[: len(taken)], waiting[len(taken) :]
-                adapter.place(rows, torch.tensor(taken), case.rows(arriving))
+                adapter.place(rows, torch.tensor(taken), batch(case.rows(arriving)))
                 for place, row in zip(taken, arriving, strict=True):
                     running[place] = row
                 assert rows.clock.tolist() == [len(made[row]) for row in running]
@@ -248,7 +255,7 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
                 running = [running[place] for place in staying]
                 if running:
                     adapter.keep(rows, torch.tensor(staying))
-    own = adapter.answer(case.inputs, case.sequence)
+    own = adapter.answer(batch(case.inputs))
     for row, outputs in made.items():
         if own is not None:  # the case knows the answers so far
             steps = [(output.unsqueeze(0),) for output in outputs]
@@ -402,11 +409,8 @@ def check_refused(case: Case, match: str) -> None:
 
 def assert_agree(found: Tensor, wanted: Tensor, what: str, against: str, row_dim: int = 0) -> None:
     assert found.shape == wanted.shape, f"{what}: {tuple(found.shape)}, {against}: {tuple(wanted.shape)}"
-    agree = rows_agree(found, wanted, row_dim)
-    assert bool(agree.all()), (
-        f"{what} differ from {against} in rows {(~agree).nonzero().flatten().tolist()} by up to "
-        f"{largest_difference(found, wanted):.2e}"
-    )
+    rows = differing_rows(found, wanted, row_dim)
+    assert not rows, f"{what} differ from {against} in rows {rows} by up to {largest_difference(found, wanted):.2e}"
 
 
 def _at(trace: Tensor, exits: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tasks on which the best plan is known."""
+"""A task with a known best plan."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ FEATURES = T + CLASSES
 
 @dataclass(frozen=True)
 class Readable:
-    """Sequences whose label can be read from a known timestep on, which the first frame announces.
+    """Sequences that show the correct label from some timestep on, which is encoded in the first frame.
 
-    A frame is an announcement of T numbers and a label of C numbers. Before the known timestep another label is shown.
+    A frame consists of T numbers, a noisy one-hot code of that timestep (in the first frame only), and of C numbers, a
+    one-hot code of the label. Earlier frames show a wrong label.
 
     Attributes:
         frames: ``[T, N, T + C]``.
         labels: long ``[N]``.
-        readable_from: long ``[N]``: the best plan.
+        readable_from: long ``[N]``: the first timestep with the correct label, which is the best plan.
     """
 
     frames: Tensor
@@ -32,6 +33,7 @@ class Readable:
     readable_from: Tensor
 
     def batches(self, size: int = 64) -> list[tuple[Tensor, Tensor]]:
+        """Pairs ``(frames, labels)`` of at most ``size`` rows."""
         return list(zip(self.frames.split(size, 1), self.labels.split(size), strict=True))
 
     def best_reward(self) -> float:
@@ -39,11 +41,13 @@ class Readable:
         return float(torch.exp2(-self.readable_from.double()).mean())
 
     def reward(self, plan: Tensor, beta: float) -> float:
-        right = plan >= self.readable_from
-        return float(torch.where(right, torch.exp2(-plan.double()), -beta).mean())
+        """The mean reward of a plan, long ``[N]``."""
+        correct = plan >= self.readable_from
+        return float(torch.where(correct, torch.exp2(-plan.double()), -beta).mean())
 
 
 def readable(n: int, seed: int) -> Readable:
+    """Draw ``n`` sequences."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (n,), generator=generator)
     start = torch.randint(1, T + 1, (n,), generator=generator)
@@ -56,7 +60,7 @@ def readable(n: int, seed: int) -> Readable:
 
 
 def reader() -> nn.Module:
-    """A spiking network that answers with the label that it is shown at this timestep."""
+    """A spiking network that outputs the label that the current frame shows."""
     net = nn.Sequential(nn.Linear(FEATURES, CLASSES, bias=False), neuron.IFNode(v_threshold=0.5))
     with torch.no_grad():
         net[0].weight.zero_()
@@ -65,11 +69,13 @@ def reader() -> nn.Module:
 
 
 def policy_net(features: int = FEATURES, candidates: int = T, seed: int = 0) -> nn.Module:
+    """A policy network with reproducible initial weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, candidates))
 
 
 def wrapped(policy: Policy | str | None = None) -> EarlyExitWrapper:
+    """The :func:`reader` with a policy, by default an rl policy that has not been fitted."""
     policy = RLPolicy(policy_net()) if policy is None else policy
     return EarlyExitWrapper(reader(), policy, input="sequence", timesteps=T, readout="last")

@@ -17,8 +17,9 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.adapter import Adapter
+from seenn_plugin.adapter.contract import Adapter
 from seenn_plugin.errors import AdapterError, InputError, ModelRefused, PolicyError, ReadoutError
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import ConfidencePolicy, Decision, FixedPolicy, PatiencePolicy, Policy
 from seenn_plugin.readout import LastReadout, PopulationReadout
 
@@ -145,8 +146,8 @@ class StopAt(Policy):
     def __init__(self, *exits: int) -> None:
         self.exits = torch.tensor(exits)
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        row = torch.arange(logits.shape[0]) if memory is None else memory
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        row = torch.arange(logits.shape[0]) if policy_state is None else policy_state
         return Decision(self.exits[row % len(self.exits)] == timestep, timestep.float(), row)
 
 
@@ -481,7 +482,7 @@ def test_rows_are_unchanged_when_the_model_raises_even_if_it_writes_its_state_in
     x = torch.rand(3, FEATURES)
     snn = wrap(_lively(model))
     expected = snn.trace(x)
-    rows = snn.adapter.begin(x, False)
+    rows = snn.adapter.begin(InputBatch(x))
     found = [snn.adapter.advance(rows)[0][0]]
 
     def fail(x: Tensor) -> None:
@@ -553,7 +554,7 @@ def test_a_time_loop_inside_forward_with_states_of_its_own_is_taken_and_reads_on
     with torch.no_grad():
         assert torch.equal(wrap(model, "fixed", readout="auto", timesteps=1).trace(x)[0], model.lif(model.fc(x))[0])
     snn = wrap(model)
-    assert_refuses(model, lambda: snn.infer(x), ReadoutError, "'sum'", "one answer", "readout='auto'")
+    assert_refuses(model, lambda: snn.infer(x), ReadoutError, "'sum'", "one prediction", "readout='auto'")
 
 
 class RepeatInside(nn.Module):
@@ -601,7 +602,7 @@ def entry_points(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install(**values: str) -> None:
         group = "seenn_plugin.adapters"
         more = tuple(importlib.metadata.EntryPoint(name, value, group) for name, value in values.items())
-        monkeypatch.setattr("seenn_plugin.adapter.entry_points", lambda group: installed + more)
+        monkeypatch.setattr("seenn_plugin.adapter.registry.entry_points", lambda group: installed + more)
 
     return install
 
@@ -632,7 +633,7 @@ def test_two_adapters_that_claim_one_model_are_both_named_and_one_can_be_chosen(
 def test_a_missing_framework_is_named_with_its_extra(monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "seenn_plugin.adapter.importlib.util.find_spec",
+        "seenn_plugin.adapter.registry.importlib.util.find_spec",
         lambda name, *rest: None if name in ("snntorch", "spikingjelly") else find_spec(name, *rest),
     )
     model = nn.Linear(FEATURES, CLASSES)
@@ -767,7 +768,7 @@ def test_readouts_that_do_not_fit_the_output_say_the_shapes(net):
     x = torch.rand(2, FEATURES)
     for readout, said in (
         ("membrane", ("several outputs", "output=True")),
-        (PopulationReadout(2), ("population code of 2", f", {CLASSES})")),
+        (PopulationReadout(2), ("PopulationReadout(classes=2)", f", {CLASSES})")),
         (lambda history: history, ("[n, C]", "callable")),
         (lambda history: history.sum(), ("[n, C]", "()")),
     ):
@@ -784,7 +785,7 @@ class Answers(Policy):
     def __init__(self, decide: Callable[[Tensor], Any]) -> None:
         self._decide = decide
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Any:
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Any:
         return self._decide(logits)
 
 
@@ -796,7 +797,7 @@ def _yes(logits: Tensor) -> Tensor:
     ("decide", "said"),
     [
         (lambda a: True, ("Answers.decide", "Decision", "bool")),
-        (lambda a: (_yes(a), a.amax(1)), ("Decision(stop, score, memory)", "tuple")),
+        (lambda a: (_yes(a), a.amax(1)), ("Decision(stop, score, policy_state)", "tuple")),
         (lambda a: Decision(_yes(a)[:2], a.amax(1)), ("stop", "(2,)", "(3,)")),
         (lambda a: Decision(_yes(a)[:, None], a.amax(1)), ("stop", "(3, 1)", "(3,)")),
         (lambda a: Decision(_yes(a).all(), a.amax(1)), ("stop", "()", "(3,)")),
@@ -806,8 +807,8 @@ def _yes(logits: Tensor) -> Tensor:
         (lambda a: Decision(_yes(a), a), ("score", f"(3, {CLASSES})", "(3,)")),
         (lambda a: Decision(_yes(a), a.argmax(1)), ("score", "int64", "floating point")),
         (lambda a: Decision(_yes(a), 0.5), ("score", "float", "floating point")),
-        (lambda a: Decision(_yes(a), a.amax(1), a.T[:2]), ("memory", "(2, 3)", "3 rows on dim 0")),
-        (lambda a: Decision(_yes(a), a.amax(1), {"best": a.max()}), ("memory", "()", "3 rows on dim 0")),
+        (lambda a: Decision(_yes(a), a.amax(1), a.T[:2]), ("policy state of", "(2, 3)", "3 rows on dimension 0")),
+        (lambda a: Decision(_yes(a), a.amax(1), {"best": a.max()}), ("policy state of", "()", "3 rows on dimension 0")),
     ],
 )
 def test_a_policy_that_decides_the_wrong_thing_is_told_what_it_gave_and_what_is_needed(net, decide, said):
@@ -825,7 +826,7 @@ def test_a_policy_whose_memory_cannot_follow_the_rows_is_refused(net, kind):
         return Decision(torch.zeros(len(logits), dtype=torch.bool), score, memory)
 
     snn = wrap(net, Answers(decide))
-    assert_refuses(net, lambda: snn.infer(torch.rand(3, FEATURES)), PolicyError, "memory", "tensor")
+    assert_refuses(net, lambda: snn.infer(torch.rand(3, FEATURES)), PolicyError, "policy state of", "tensor")
 
 
 def test_a_policy_that_raises_leaves_the_model_as_it_was(net):
@@ -845,7 +846,7 @@ def test_two_runs_interleaved_on_one_model_do_not_see_each_other(net):
     snn.infer(first)
     before = snapshot(net)
     adapter = snn.adapter
-    runs = [(adapter.begin(x, False), own_outputs(net, x, T)) for x in (first, second)]
+    runs = [(adapter.begin(InputBatch(x)), own_outputs(net, x, T)) for x in (first, second)]
     for t in range(T):
         for rows, own in runs:
             torch.testing.assert_close(adapter.advance(rows)[0][0], own[t])

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seenn_plugin.inputs import InputBatch
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _OWN = ("measuring", "networks", "ways", "loop_inside", "throughput", "gpu")
 
@@ -96,8 +98,8 @@ def test_drawn_exits_are_written_in_the_rows(scripts):
         assert float(exits.double().mean()) == pytest.approx(float(mean))
         assert len(histogram) == int(timesteps)
         rows = ways.marked(torch.randn(len(exits), 3, 4, 4), exits)
-        assert torch.equal(ways.DrawnExits().start(rows, False, len(histogram), 10), exits)
-        assert torch.equal(ways.DrawnExits().start(rows[None], True, len(histogram), 10), exits)
+        assert torch.equal(ways.DrawnExits().start(InputBatch(rows), len(histogram), 10), exits)
+        assert torch.equal(ways.DrawnExits().start(InputBatch(rows[None], True), len(histogram), 10), exits)
 
 
 def test_the_loop_inside_is_measured(scripts):

@@ -1,4 +1,4 @@
-"""Calibration: the search against brute force, the temperature against a fine grid, and every error."""
+"""Calibration: the search compared with brute force, the temperature with a fine grid, and every error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from seenn_plugin import EarlyExitWrapper, evaluate
-from seenn_plugin.calibration import calibrate, curve
+from seenn_plugin.calibration.policy_fitting import FitSettings, fit_policy
+from seenn_plugin.calibration.thresholds import calibrate, curve
+from seenn_plugin.calibration.traces import TraceSource, record
 from seenn_plugin.errors import CalibrationError, PolicyError
 from seenn_plugin.policies import (
     ConfidencePolicy,
@@ -28,17 +30,18 @@ from seenn_plugin.policies import (
     MarginPolicy,
     PatiencePolicy,
     Policy,
+    RLPolicy,
     ThresholdPolicy,
-    exit_timesteps,
 )
-from seenn_plugin.policies.temperature import fit_temperature
+from seenn_plugin.policies.base import exit_timesteps
+from seenn_plugin.policies.threshold import fit_temperature
 
 FEATURES, CLASSES, T = 6, 4, 6
 THRESHOLDED = [ConfidencePolicy, EntropyPolicy, MarginPolicy]
 
 
 def data(seed: int, timesteps: int = 5, n: int = 12, classes: int = 3, spikes: bool = False) -> tuple[Tensor, Tensor]:
-    """A trace ``[T, N, C]`` that grows surer and mostly better with time, and its labels."""
+    """A trace ``[T, N, C]`` whose confidence, and mostly its accuracy, grows with time; and its labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (n,), generator=generator)
     signal = nn.functional.one_hot(labels, classes).float()
@@ -60,8 +63,8 @@ def recorded(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 def accuracy_and_mean(policy: Policy, trace: Tensor, labels: Tensor) -> tuple[float, float]:
     exits = exit_timesteps(policy, trace)
-    right = [int(trace[int(t) - 1, i].argmax()) == int(labels[i]) for i, t in enumerate(exits)]
-    return sum(right) / len(right), float(exits.double().mean())
+    correct = [int(trace[int(t) - 1, i].argmax()) == int(labels[i]) for i, t in enumerate(exits)]
+    return sum(correct) / len(correct), float(exits.double().mean())
 
 
 def brute_force(
@@ -70,7 +73,7 @@ def brute_force(
     """Accuracy and mean timesteps at a threshold below, at, and above every score that occurs.
 
     Args:
-        closest: scores nearer to each other than this are not told apart: rounding could move a row between them.
+        closest: no threshold is put between scores that differ by less: rounding could move a row across it.
     """
     scores = sorted({float(value) for value in policy.scaled_score(trace).flatten().double()})
     between = [(a + b) / 2 for a, b in itertools.pairwise(scores) if b - a >= closest]
@@ -80,7 +83,7 @@ def brute_force(
 
 @given(recorded(), st.sampled_from(THRESHOLDED), st.sampled_from([0.0, 0.05, 0.2, 0.5]))
 def test_the_fewest_timesteps_down_to_which_accuracy_holds_are_those_of_brute_force(recording, kind, drop):
-    """From full T downwards, up to the first setting that misses: one that is lucky below it is not taken."""
+    """From full T downwards, up to the first setting that misses the target; none below it is taken."""
     trace, labels = recording
     found = calibrate(kind(), trace, labels, max_accuracy_drop=drop)
     full = float((trace[-1].argmax(1) == labels).double().mean())
@@ -95,20 +98,20 @@ def test_the_fewest_timesteps_down_to_which_accuracy_holds_are_those_of_brute_fo
 
 
 @given(recorded(), st.sampled_from(THRESHOLDED), st.floats(1.0, 6.0))
-def test_the_highest_accuracy_within_mean_timesteps_is_that_of_brute_force(recording, kind, budget):
+def test_the_highest_accuracy_within_mean_timesteps_is_that_of_brute_force(recording, kind, limit):
     trace, labels = recording
-    found = calibrate(kind(), trace, labels, average_timesteps=budget)
+    found = calibrate(kind(), trace, labels, average_timesteps=limit)
     highest = [
-        max(a for a, m in brute_force(found.policy, trace, labels, closest) if m <= budget + 1e-9)
+        max(a for a, m in brute_force(found.policy, trace, labels, closest) if m <= limit + 1e-9)
         for closest in (0.0, 1e-5)
     ]
     assert highest[1] - 1e-9 <= found.chosen.accuracy <= highest[0] + 1e-9
-    assert found.chosen.mean_timesteps <= budget + 1e-9
+    assert found.chosen.mean_timesteps <= limit + 1e-9
 
 
 @given(recorded(), st.sampled_from([*THRESHOLDED, PatiencePolicy, FixedPolicy]))
-def test_the_curve_is_sorted_complete_and_true(recording, kind):
-    """Every point can be had: its policy, used as it is, gives its accuracy and its mean timesteps."""
+def test_the_curve_is_sorted_complete_and_correct(recording, kind):
+    """The policy of every point has the accuracy and the mean timesteps of that point."""
     trace, labels = recording
     points = curve(kind(), trace, labels)
     means = [point.mean_timesteps for point in points]
@@ -130,8 +133,8 @@ def test_the_curve_is_sorted_complete_and_true(recording, kind):
 
 @pytest.mark.parametrize("kind", THRESHOLDED)
 @pytest.mark.parametrize("scale", [1.0, 4.0, 8.0, 12.0, 16.0, 30.0])
-def test_points_are_true_where_scores_lie_as_close_as_floats_can(kind, scale):
-    """Sure rows score 1 - 6e-8 and 1: no float32 lies between them."""
+def test_points_are_correct_where_scores_are_as_close_as_floats_can_be(kind, scale):
+    """Confident rows score 1 - 6e-8 and 1: no float32 lies between them."""
     trace, labels = data(3, n=300)
     policy = kind(temperature=1.0)
     for point in curve(policy, trace * scale, labels):
@@ -139,7 +142,7 @@ def test_points_are_true_where_scores_lie_as_close_as_floats_can(kind, scale):
         assert found == pytest.approx((point.accuracy, point.mean_timesteps)), point.policy
 
 
-def test_many_scores_are_thinned_out_and_the_ends_stay():
+def test_many_thresholds_are_thinned_out_except_the_first_and_the_last():
     trace, labels = data(1, n=2000)
     points = curve(ConfidencePolicy(temperature=1.0), trace, labels)
     assert 100 < len(points) <= 514
@@ -149,7 +152,7 @@ def test_many_scores_are_thinned_out_and_the_ends_stay():
         assert accuracy_and_mean(point.policy, trace, labels) == pytest.approx((point.accuracy, point.mean_timesteps))
 
 
-def test_rows_that_are_not_finite_are_not_taken_for_sure_ones():
+def test_rows_that_are_not_finite_do_not_stop():
     trace, labels = data(5)
     trace[:, 2] = float("nan")
     trace[:2, 3, 0] = float("inf")
@@ -178,7 +181,7 @@ def test_the_fitted_temperature_minimises_the_cross_entropy(recording):
     assert loss(temperature) <= min(map(loss, grid)) + 1e-6
 
 
-def test_calibration_fits_the_temperature_and_keeps_the_evidence():
+def test_calibration_fits_the_temperature_and_keeps_all_results():
     trace, labels = data(7, n=200)
     found = calibrate(ConfidencePolicy(), trace, labels, max_accuracy_drop=0.02)
     assert found.policy.temperature == pytest.approx(fit_temperature(trace, labels))
@@ -186,6 +189,41 @@ def test_calibration_fits_the_temperature_and_keeps_the_evidence():
     assert found.chosen in found.curve
     assert {point.policy.temperature for point in found.curve} == {found.policy.temperature}
     assert "0.02" in found.target
+
+
+# -- what computes the traces ------------------------------------------------------------------------------------------
+
+
+class Integrator:
+    """A trace source that is no wrapper: its logits are the sum of the frames of an input ``[N, T, C]``."""
+
+    input = "sequence"
+    time_dim = 1
+
+    def __init__(self) -> None:
+        self.model = nn.Identity()
+
+    def trace(self, x: Tensor, /) -> Tensor:
+        return x.transpose(0, 1).cumsum(0)
+
+
+def test_traces_are_recorded_from_any_source():
+    source: TraceSource = Integrator()
+    trace, labels = data(3, timesteps=4, n=10)
+    frames = torch.cat([trace[:1], trace.diff(dim=0)]).transpose(0, 1)
+    found, found_labels = record(source, [(frames[:6], labels[:6]), (frames[6:], labels[6:])])
+    torch.testing.assert_close(found, trace)
+    assert torch.equal(found_labels, labels)
+
+
+def test_a_policy_is_fitted_on_any_source():
+    trace, labels = data(3, timesteps=4, n=200)
+    loader = [(torch.cat([trace[:1], trace.diff(dim=0)]).transpose(0, 1), labels)]
+    network = nn.Linear(3, 4)
+    settings = FitSettings.of({"epochs": 1})
+    fit = fit_policy(Integrator(), RLPolicy(network), loader, loader, settings, beta=0.5)
+    assert fit.full_accuracy == pytest.approx(float((trace[-1].argmax(1) == labels).double().mean()))
+    assert sum(fit.chosen.histogram) == fit.samples == 200
 
 
 # -- through the wrapper -----------------------------------------------------------------------------------------------
@@ -204,7 +242,7 @@ def model(framework: str = "spikingjelly") -> nn.Module:
 
 
 def batches(net: nn.Module, n: int = 60, size: int = 20, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Inputs with the labels that the network itself gives at full T, some of them wrong."""
+    """Inputs labelled with the network's own predictions at full T, some of the labels changed."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, FEATURES, generator=generator)
     with torch.no_grad():
@@ -215,7 +253,7 @@ def batches(net: nn.Module, n: int = 60, size: int = 20, seed: int = 0) -> list[
 
 @dataclass(frozen=True)
 class LeadPolicy(ThresholdPolicy):
-    """A user's own policy: the lead of the best class, in logits."""
+    """A custom score: the difference of the two largest logits."""
 
     threshold: float = 1.0
 
@@ -226,18 +264,18 @@ class LeadPolicy(ThresholdPolicy):
 
 @dataclass(frozen=True)
 class SteadyPolicy(Policy):
-    """A user's own policy with a memory: stop when the best logit has grown for some timesteps."""
+    """A custom policy with a state: stop when the largest logit has grown for some timesteps."""
 
     growth: int = 1
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
         best = logits.amax(1)
-        run = torch.zeros_like(timestep)
-        if memory is not None:
-            run = torch.where(best > memory["best"], memory["run"] + 1, run)
-        return Decision(run >= self.growth, run.float(), {"best": best, "run": run})
+        growing = torch.zeros_like(timestep)
+        if policy_state is not None:
+            growing = torch.where(best > policy_state["best"], policy_state["growing"] + 1, growing)
+        return Decision(growing >= self.growth, growing.float(), {"best": best, "growing": growing})
 
-    def dial_settings(self, timesteps: int) -> list[SteadyPolicy]:
+    def candidate_settings(self, timesteps: int) -> list[SteadyPolicy]:
         return [SteadyPolicy(growth) for growth in range(timesteps + 1)]
 
 
@@ -254,23 +292,23 @@ def test_infer_after_calibrate_gives_the_calibrated_accuracy_and_timesteps(frame
     point = snn.calibration.chosen
     assert snn.policy == point.policy
     results = [snn.infer(x) for x, _ in loader]
-    right = torch.cat([result.predictions == labels for result, (_, labels) in zip(results, loader, strict=True)])
+    correct = torch.cat([result.predictions == labels for result, (_, labels) in zip(results, loader, strict=True)])
     exits = torch.cat([result.timesteps for result in results])
-    assert float(right.double().mean()) == pytest.approx(point.accuracy)
+    assert float(correct.double().mean()) == pytest.approx(point.accuracy)
     assert float(exits.double().mean()) == pytest.approx(point.mean_timesteps)
     assert evaluate(snn, loader).agreement == 1.0
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_a_budget_of_timesteps_is_kept(policy):
+def test_the_target_of_mean_timesteps_is_kept(policy):
     net = model()
     snn = EarlyExitWrapper(net, policy, timesteps=T).calibrate(batches(net), average_timesteps=2.5)
     assert snn.calibration.chosen.mean_timesteps <= 2.5
     assert evaluate(snn, batches(net)).mean_timesteps == pytest.approx(snn.calibration.chosen.mean_timesteps)
 
 
-@pytest.mark.parametrize("policy", [LeadPolicy(0.5), SteadyPolicy(1)], ids=["score", "memory"])
-def test_a_users_own_policy_exits_as_it_says_on_the_trace(policy):
+@pytest.mark.parametrize("policy", [LeadPolicy(0.5), SteadyPolicy(1)], ids=["score", "state"])
+def test_a_custom_policy_exits_as_it_decides_on_the_trace(policy):
     net = model()
     x = torch.rand(9, FEATURES)
     snn = EarlyExitWrapper(net, policy, timesteps=T, readout="sum")
@@ -280,12 +318,12 @@ def test_a_users_own_policy_exits_as_it_says_on_the_trace(policy):
     torch.testing.assert_close(result.logits, trace[result.timesteps - 1, torch.arange(9)])
 
 
-def _refused(snn: EarlyExitWrapper, loader: Any, *said: str, **target: Any) -> None:
+def _refused(snn: EarlyExitWrapper, loader: Any, *fragments: str, **target: Any) -> None:
     before, kept = snn.policy, snn.calibration
     with pytest.raises(CalibrationError) as caught:
         snn.calibrate(loader, **(target or {"max_accuracy_drop": 0.01}))
-    for text in said:
-        assert text in str(caught.value)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
     assert snn.policy == replace(before, temperature=snn.policy.temperature) if hasattr(before, "threshold") else before
     assert snn.calibration is kept
 
@@ -311,24 +349,25 @@ def test_bad_data_and_bad_targets_are_refused_and_change_nothing():
     _refused(snn, [], "no sample")
 
 
-def test_a_target_that_nothing_meets_says_the_best():
+def test_a_target_that_no_setting_meets_reports_the_best():
     net = model()
     loader = batches(net)
     snn = EarlyExitWrapper(net, timesteps=T)
-    said = ("no setting of ConfidencePolicy", "at most 0.5", "1.000 mean timesteps")
-    _refused(snn, loader, *said, average_timesteps=0.5)
+    fragments = ("no setting of ConfidencePolicy", "at most 0.5", "1.000 mean timesteps")
+    _refused(snn, loader, *fragments, average_timesteps=0.5)
     points = EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=float(T)).calibration.curve
     best = max(point.accuracy for point in points)
     _refused(snn, loader, "no setting", f"the best is an accuracy of {best:.4f}", max_accuracy_drop=-0.9)
 
 
-def test_a_policy_without_a_dial_is_refused_with_the_two_ways_to_get_one():
-    class Whim(Policy):
-        def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+def test_a_policy_without_a_setting_is_refused_with_the_two_ways_to_define_one():
+    class NoSetting(Policy):
+        def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
             return Decision(timestep >= 2, timestep.float())
 
     net = model()
-    _refused(EarlyExitWrapper(net, Whim, timesteps=T), batches(net), "Whim", "ThresholdPolicy", "dial_settings")
+    snn = EarlyExitWrapper(net, NoSetting, timesteps=T)
+    _refused(snn, batches(net), "NoSetting has no setting", "ThresholdPolicy", "candidate_settings")
 
 
 def test_a_model_in_training_mode_is_not_calibrated():
@@ -340,7 +379,7 @@ def test_a_model_in_training_mode_is_not_calibrated():
         snn.calibrate(loader, max_accuracy_drop=0.1)
 
 
-def test_labels_of_any_integer_type_will_do():
+def test_labels_of_any_integer_type_are_accepted():
     net = model()
     loader = batches(net)
     expected = EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=2.0).policy
@@ -359,11 +398,11 @@ def test_sequences_of_different_lengths_are_refused():
     _refused(snn, loader, "different lengths", "[3, 5]", "pad")
 
 
-# -- keeping it --------------------------------------------------------------------------------------------------------
+# -- saving and copying ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", ["confidence", "entropy", "margin", "patience", "fixed"])
-def test_a_state_dict_brings_the_calibrated_policy_back(policy, tmp_path):
+def test_a_state_dict_restores_the_calibrated_policy(policy, tmp_path):
     net = model()
     loader = batches(net)
     snn = EarlyExitWrapper(net, policy, timesteps=T).calibrate(loader, average_timesteps=2.5)
@@ -386,7 +425,7 @@ def test_a_state_dict_of_another_policy_is_refused_by_name():
 @pytest.mark.parametrize(
     ("framework", "how"), [("spikingjelly", "deepcopy"), ("spikingjelly", "pickle"), ("snntorch", "deepcopy")]
 )
-def test_a_copy_answers_the_same_and_is_independent(framework, how):
+def test_a_copy_gives_equal_results_and_is_independent(framework, how):
     net = model(framework)
     loader = batches(net)
     snn = EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=2.5)
@@ -417,15 +456,26 @@ def test_a_wrapper_can_be_moved_to_float64():
     torch.testing.assert_close(found.logits, expected.logits.double())
 
 
-def test_a_loader_is_asked_for_its_samples_once():
+def test_a_loader_is_iterated_once():
     class Loader(list):
-        asked = 0
+        passes = 0
 
         def __iter__(self):
-            self.asked += 1
+            self.passes += 1
             return super().__iter__()
 
     net = model("spikingjelly")
     loader = Loader(batches(net))
     EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=2.5)
-    assert loader.asked == 1
+    assert loader.passes == 1
+
+
+@pytest.mark.parametrize("budget", [2.0, 3.0, 5.0])
+def test_among_equal_accuracies_within_a_budget_the_fewest_timesteps_are_chosen(budget):
+    labels = torch.tensor([0, 1, 2, 0])
+    right = nn.functional.one_hot(labels, 3).float()
+    wrong = nn.functional.one_hot((labels + 1) % 3, 3).float()
+    trace = torch.stack([wrong, right, right, right, right])  # right from the second timestep on
+    found = calibrate(FixedPolicy(), trace, labels, average_timesteps=budget)
+    assert found.policy == FixedPolicy(2)
+    assert found.chosen.accuracy == 1.0

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.card import page, read_card
-from seenn_plugin.pretrained import Pretrained
-from seenn_plugin.results import write_results
+from seenn_plugin.checkpoints.card import page, read_card
+from seenn_plugin.checkpoints.pretrained import Pretrained
+from seenn_plugin.study import write_results
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/card.json"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from seenn_plugin import cli
+from seenn_plugin.cli import commands as cli
 
 pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
@@ -162,7 +162,7 @@ def test_what_calibrate_chooses_evaluate_takes(seenn, here, net, target):
     ("options", "says"),
     [
         (["--chunk", "auto"], "as the fastest on the first batch"),
-        (["--slots", 4], "4 rows in flight"),
+        (["--slots", 4], "4 active rows"),
         (["--fold", "--channels_last", "--autocast", "bfloat16"], "fold (0 pairs), channels-last, autocast bfloat16"),
     ],
 )
@@ -255,7 +255,7 @@ def write_images(root):
 def write_checkpoint(folder, **changes):
     import my_nets
 
-    from seenn_plugin.pretrained import Card, Pretrained
+    from seenn_plugin.checkpoints.pretrained import Card, Pretrained
 
     known = {
         "title": "A network on images",
@@ -308,7 +308,7 @@ def told(on_checkpoint, command, *options, **arguments):
 @pytest.mark.parametrize(("split", "samples"), [(None, 21), ("test", 21), ("validation", 12)])
 def test_evaluate_a_checkpoint(checkpoint, on_checkpoint, split, samples):
     from seenn_plugin import EarlyExitWrapper, evaluate
-    from seenn_plugin.pretrained import Pretrained
+    from seenn_plugin.checkpoints.pretrained import Pretrained
 
     options = () if split is None else ("--split", split)
     found = told(on_checkpoint, "evaluate", "--threshold", 0.4, "--batch_size", 5, *options)
@@ -410,7 +410,7 @@ def test_evaluate_says_where_the_report_is(checkpoint, on_checkpoint, seenn, mon
 
 
 def test_the_names_of_classes_are_found_behind_parts_and_loaders(checkpoint):
-    from seenn_plugin.loading import class_names
+    from seenn_plugin.cli.loading import class_names
 
     for split in ("validation", "test"):
         assert class_names(checkpoint.batches("images", split)) == list(CLASSES)
@@ -418,7 +418,7 @@ def test_the_names_of_classes_are_found_behind_parts_and_loaders(checkpoint):
 
 
 def test_study(here, on_checkpoint, monkeypatch):
-    calls = stand_in(monkeypatch, "results", "study")
+    calls = stand_in(monkeypatch, "study", "study")
     for folder in ("net", "images"):
         (here / folder).mkdir()
     code, out, _ = on_checkpoint("study", "--out", "net.json")
@@ -436,7 +436,7 @@ def test_study(here, on_checkpoint, monkeypatch):
 
 
 def test_results(here, capfd, monkeypatch):
-    calls = stand_in(monkeypatch, "results", "write_results")
+    calls = stand_in(monkeypatch, "study", "write_results")
     for name in ("a.json", "b.json"):
         (here / name).touch()
     assert cli.main(["results", "a.json", "b.json", "--out", "docs/results.md"]) == 0

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from torch.utils.data import TensorDataset
 from torchvision import datasets
 
-from seenn_plugin.data import braille, cifar10, held_out, mnist
+from seenn_plugin.data.static import braille, cifar10, held_out, mnist
 from seenn_plugin.errors import InputError
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))

@@ -9,8 +9,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from seenn_plugin import cli, timing
+from seenn_plugin.cli import commands as cli
 from seenn_plugin.demo import data, run
+from seenn_plugin.evaluation import timing
 
 SEED = 3
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seenn_plugin import EarlyExitWrapper, measure_energy
+from seenn_plugin._operations import count_operations
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import CalibrationError, InputError, ModelRefused
-from seenn_plugin.operations import count_operations
+from seenn_plugin.evaluation.synaptic import SynapticCounter
 from seenn_plugin.policies import ConfidencePolicy, FixedPolicy, RLPolicy
-from seenn_plugin.synaptic import SynapticCounter
-from seenn_plugin.testing import Snapshot
 
 T = 4
 

@@ -8,11 +8,11 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import ModelRefused
-from seenn_plugin.metrics import evaluate
+from seenn_plugin.evaluation.metrics import evaluate
 from seenn_plugin.policies import ConfidencePolicy, exit_timesteps
 from seenn_plugin.readout import SumReadout
-from seenn_plugin.testing import Snapshot
 
 from .zoo.snntorch_refused import REFUSED
 

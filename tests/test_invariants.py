@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import AdapterError, ModelRefused
-from seenn_plugin.testing import Snapshot
 
 from . import snntorch_nets, spikingjelly_nets
 from .invariants import (

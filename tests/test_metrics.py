@@ -10,9 +10,9 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper, accuracy_curve, evaluate
-from seenn_plugin.calibration import OperatingPoint
+from seenn_plugin.calibration.thresholds import OperatingPoint
 from seenn_plugin.errors import CalibrationError
-from seenn_plugin.metrics import AccuracyCurve, average_exit_time, empirical_average_exit_time
+from seenn_plugin.evaluation.metrics import AccuracyCurve, average_exit_time, empirical_average_exit_time
 from seenn_plugin.policies import ConfidencePolicy, FixedPolicy, PatiencePolicy, exit_timesteps
 
 FEATURES, CLASSES, T = 5, 3, 5
@@ -126,9 +126,9 @@ def test_the_accuracy_curve_of_the_wrapper_is_at_the_temperature_that_infer_uses
     """Its points are operating points of this wrapper: each can be had by setting the threshold alone."""
     snn = EarlyExitWrapper(network(), timesteps=T, readout="sum")
     x, labels = torch.rand(40, FEATURES), torch.randint(0, CLASSES, (40,))
-    snn.infer(x)
-    in_use = snn.policy.temperature
+    in_use = snn.policy_for(x).temperature
     assert in_use not in (None, 1.0)
+    assert snn.policy.temperature is None, "a run has changed the policy of the wrapper"
     fresh = EarlyExitWrapper(snn.model, timesteps=T, readout="sum")
     for wrapper in (snn, fresh):
         points = accuracy_curve(wrapper, [(x, labels)]).points

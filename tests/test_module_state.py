@@ -10,17 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seenn_plugin.module_state import (
-    ABSENT,
-    hides_tensors,
-    is_plain,
-    isolated,
-    leaves,
-    map_tensors,
-    same,
-    tensors,
-    undo,
-)
+from seenn_plugin.state.isolation import isolated, undo
+from seenn_plugin.state.values import ABSENT, hides_tensors, is_plain, leaves, map_tensors, same, tensors
 
 from .test_bad_input import assert_unchanged, snapshot
 

@@ -5,10 +5,10 @@ import sys
 import matplotlib
 import pytest
 
-from seenn_plugin import plot
-from seenn_plugin.calibration import OperatingPoint
+from seenn_plugin.calibration.thresholds import OperatingPoint
 from seenn_plugin.errors import OptionalDependencyError
-from seenn_plugin.metrics import AccuracyCurve
+from seenn_plugin.evaluation import plot
+from seenn_plugin.evaluation.metrics import AccuracyCurve
 from seenn_plugin.policies import ConfidencePolicy
 
 matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Policies: when a row stops, against formulas written out in plain Python."""
+"""Policies: the exit of each row, compared with the formulas in plain Python."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seenn_plugin import policies
 from seenn_plugin.errors import PolicyError
 from seenn_plugin.policies import (
-    ALIASES,
     ConfidencePolicy,
     Decision,
     EntropyPolicy,
@@ -23,16 +23,16 @@ from seenn_plugin.policies import (
     PatiencePolicy,
     Policy,
     ThresholdPolicy,
-    exit_timesteps,
-    make_policy,
 )
-from seenn_plugin.policies.temperature import reachable_temperature
+from seenn_plugin.policies.base import exit_timesteps
+from seenn_plugin.policies.registry import ALIASES, make_policy
+from seenn_plugin.policies.threshold import reachable_temperature
 
 THRESHOLDED = {"confidence": ConfidencePolicy, "entropy": EntropyPolicy, "margin": MarginPolicy}
 
 
 def score(rule: str, logits: list[float], temperature: float) -> float:
-    """The score of one row, from its definition (SEENN arXiv 2304.01230, DT-SNN arXiv 2305.17346)."""
+    """The score of one row, by its definition (SEENN arXiv 2304.01230, DT-SNN arXiv 2305.17346)."""
     highest = max(logits)
     weights = [math.exp((value - highest) / temperature) for value in logits]
     p = sorted((weight / sum(weights) for weight in weights), reverse=True)
@@ -45,7 +45,7 @@ def score(rule: str, logits: list[float], temperature: float) -> float:
 
 @st.composite
 def outputs(draw: st.DrawFn) -> Tensor:
-    """Outputs of every timestep, ``[T, N, C]``: spikes or currents."""
+    """Outputs at every timestep, ``[T, N, C]``: spikes or currents."""
     shape = (draw(st.integers(1, 8)), draw(st.integers(1, 6)), draw(st.integers(2, 5)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     if draw(st.booleans()):
@@ -76,7 +76,7 @@ def test_a_row_exits_at_the_first_score_above_the_threshold(o, rule, readout, th
             assert float(policy.scaled_score(trace[t])[row]) == pytest.approx(value, abs=1e-9)
 
 
-def test_scores_by_hand():
+def test_scores_of_known_probabilities():
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])  # p = (1/4, 3/4), (1/2, 1/2)
     assert ConfidencePolicy().scaled_score(logits).tolist() == pytest.approx([0.75, 0.5])
     assert MarginPolicy().scaled_score(logits).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
@@ -92,11 +92,11 @@ def test_the_threshold_is_strict():
 
 
 @pytest.mark.parametrize("rule", THRESHOLDED)
-def test_certainty_and_ignorance_are_scored_at_the_ends_of_the_range(rule):
+def test_one_hot_and_uniform_probabilities_have_the_extreme_scores(rule):
     policy = THRESHOLDED[rule](temperature=1.0)
-    sure, ignorant = policy.scaled_score(torch.tensor([[500.0, 0.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
-    assert sure == pytest.approx(1.0)
-    assert ignorant == pytest.approx(1 / 3 if rule == "confidence" else 0.0, abs=1e-6)
+    one_hot, uniform = policy.scaled_score(torch.tensor([[500.0, 0.0, 0.0], [0.0, 0.0, 0.0]])).tolist()
+    assert one_hot == pytest.approx(1.0)
+    assert uniform == pytest.approx(1 / 3 if rule == "confidence" else 0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -110,34 +110,34 @@ def test_half_precision_logits_are_scored_in_float32(rule, dtype):
 
 
 @pytest.mark.parametrize("rule", THRESHOLDED)
-def test_one_class_has_no_certainty(rule):
+def test_a_single_class_cannot_be_scored(rule):
     with pytest.raises(PolicyError, match=r"at least 2 classes, not \[\.\.\., 1\].*policy='fixed'"):
         THRESHOLDED[rule]().scaled_score(torch.zeros(4, 1))
 
 
 @given(outputs(), st.integers(1, 5))
-def test_patience_is_the_length_of_the_last_run_of_one_answer(o, patience):
-    answers = o.argmax(2)
+def test_patience_counts_consecutive_equal_predictions(o, patience):
+    predictions = o.argmax(2)
     exits = exit_timesteps(PatiencePolicy(patience), o)
     for row in range(o.shape[1]):
         expected = len(o)
         for t in range(patience, len(o) + 1):
-            if len(set(answers[t - patience : t, row].tolist())) == 1:
+            if len(set(predictions[t - patience : t, row].tolist())) == 1:
                 expected = t
                 break
         assert int(exits[row]) == expected
 
 
 @given(st.integers(1, 9), st.integers(1, 9))
-def test_fixed_stops_all_rows_at_one_timestep_or_at_the_end(timesteps, fixed):
+def test_fixed_stops_all_rows_at_the_same_timestep_or_at_the_end(timesteps, fixed):
     assert exit_timesteps(FixedPolicy(fixed), torch.zeros(timesteps, 3, 2)).tolist() == [min(fixed, timesteps)] * 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("policy", [*sorted(ALIASES.keys() - {"rl"}), "always"])
-def test_logits_that_are_not_finite_are_never_sure(policy, bad):
+def test_rows_with_logits_that_are_not_finite_do_not_stop(policy, bad):
     class Always(Policy):
-        def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
             return Decision(torch.ones(len(logits), dtype=torch.bool), logits[:, 0])
 
     trace = torch.tensor([9.0, 0.0, 0.0]).expand(4, 2, 3).clone()
@@ -150,8 +150,8 @@ def test_logits_that_are_not_finite_are_never_sure(policy, bad):
 @pytest.mark.parametrize("rule", THRESHOLDED)
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("timesteps", range(1, 13))
-def test_the_default_threshold_can_fire_on_spike_counts(rule, timesteps, classes):
-    """A lead of half the timesteps over all other classes is enough; a temperature above 1 is never needed."""
+def test_spike_counts_can_reach_the_default_threshold(rule, timesteps, classes):
+    """A count that exceeds all others by half of the timesteps is enough, at a temperature of at most 1."""
     policy = THRESHOLDED[rule]()
     temperature = reachable_temperature(policy, timesteps / 2, classes)
     assert 0 < temperature <= 1
@@ -163,10 +163,10 @@ def test_the_default_threshold_can_fire_on_spike_counts(rule, timesteps, classes
     assert ready.scaled_score(counts) > ready.threshold
     if temperature < 1:
         counts[0, 3 % classes] = 0.98 * timesteps / 2
-        assert not ready.scaled_score(counts) > ready.threshold, "no sharper than needed"
+        assert not ready.scaled_score(counts) > ready.threshold, "no lower temperature than needed"
 
 
-def test_a_threshold_out_of_reach_leaves_the_temperature_alone():
+def test_the_temperature_is_1_for_a_threshold_that_cannot_be_reached():
     assert reachable_temperature(ConfidencePolicy(1.0), 4, 10) == 1.0
     assert reachable_temperature(ConfidencePolicy(0.0), 4, 10) == 1.0
 
@@ -174,8 +174,8 @@ def test_a_threshold_out_of_reach_leaves_the_temperature_alone():
 def test_names_classes_and_instances_make_policies():
     for name, kind in ALIASES.items():
         assert make_policy(name) == make_policy(kind) == kind()
-    own = PatiencePolicy(5)
-    assert make_policy(own) is own
+    instance = PatiencePolicy(5)
+    assert make_policy(instance) is instance
 
 
 def test_an_unknown_name_lists_the_valid_ones_and_the_closest():
@@ -183,8 +183,8 @@ def test_an_unknown_name_lists_the_valid_ones_and_the_closest():
         make_policy("margn")
 
 
-def test_policies_are_values():
-    """Using one does not change it; two of equal settings are equal, and can be keys."""
+def test_policies_are_immutable_and_hashable():
+    """Using a policy does not change it; policies with equal settings are equal, and have equal hashes."""
     policy = PatiencePolicy(2)
     before = repr(policy)
     exit_timesteps(policy, torch.randn(5, 3, 4))
@@ -196,8 +196,8 @@ def test_policies_are_values():
 
 
 @dataclass(frozen=True)
-class TopShare(ThresholdPolicy):
-    """A user's own score: how far the best class is ahead, in logits."""
+class LeadPolicy(ThresholdPolicy):
+    """A custom score: the difference of the two largest logits."""
 
     threshold: float = 1.0
 
@@ -206,8 +206,17 @@ class TopShare(ThresholdPolicy):
         return top[..., 0] - top[..., 1]
 
 
-def test_a_users_own_score_is_divided_by_the_temperature():
+def test_the_logits_of_a_custom_score_are_divided_by_the_temperature():
     trace = torch.tensor([[[1.0, 0.5]], [[2.0, 0.5]]])
-    assert exit_timesteps(TopShare(1.0), trace).tolist() == [2]
-    assert exit_timesteps(TopShare(1.0, temperature=0.25), trace).tolist() == [1]
-    assert float(TopShare(1.0, temperature=0.25).scaled_score(trace[0])) == pytest.approx(2.0)
+    assert exit_timesteps(LeadPolicy(1.0), trace).tolist() == [2]
+    assert exit_timesteps(LeadPolicy(1.0, temperature=0.25), trace).tolist() == [1]
+    assert float(LeadPolicy(1.0, temperature=0.25).scaled_score(trace[0])) == pytest.approx(2.0)
+
+
+def test_the_public_interface_has_classes_only():
+    """Internals stay importable from the package, and are not part of its interface."""
+    public = [getattr(policies, name) for name in policies.__all__]
+    assert all(isinstance(value, type) for value in public)
+    assert {Policy, *ALIASES.values()} <= set(public)
+    assert policies.exit_timesteps is exit_timesteps
+    assert policies.make_policy is make_policy

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from seenn_plugin import provenance
-from seenn_plugin.card import page
+from seenn_plugin.checkpoints.card import page
+from seenn_plugin.checkpoints.pretrained import Card, Pretrained
 from seenn_plugin.errors import InputError, OptionalDependencyError
-from seenn_plugin.pretrained import Card, Pretrained
+from seenn_plugin.evaluation import provenance
 from seenn_plugin.training import Recipe, accuracy, train
 
 pytest.importorskip("safetensors")

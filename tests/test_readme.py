@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/policies.md runs as it stands, on its own."""
+"""Every Python block of README.md and of the documentation runs as it stands, on its own."""
 
 import re
 import runpy
@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/policies.md")}
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if "_build" not in page.parts
+}
 BLOCKS = [
-    pytest.param(block, id=f"{Path(name).stem}-block{i}")
+    pytest.param(block, id=f"{Path(name).with_suffix('')}-block{i}")
     for name, page in PAGES.items()
     for i, block in enumerate(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
 ]
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 8
+    assert len(BLOCKS) >= 20
+    assert "README.md" in PAGES
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -32,4 +37,4 @@ def test_block_runs(block, tmp_path, monkeypatch):
 
 def test_the_measured_table_of_the_policies_is_the_generated_one():
     measured = (ROOT / "benchmarks/policies/results/policies.md").read_text().strip()
-    assert measured in PAGES["docs/policies.md"]
+    assert measured in PAGES["docs/howto/policies.md"]

@@ -1,4 +1,4 @@
-"""Readouts: one timestep at a time, against their definition on all outputs at once."""
+"""Readouts: step by step, compared with their definition on all outputs at once."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def histories(draw: st.DrawFn) -> Tensor:
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 @given(history=histories())
-def test_a_readout_is_its_definition_on_all_outputs_so_far(name, history):
+def test_a_readout_equals_its_definition_on_all_outputs_so_far(name, history):
     readout, definition = DEFINITIONS[name]
     found = read_all(readout, [(outputs,) for outputs in history])
     expected = torch.stack([definition(history[:t]) for t in range(1, len(history) + 1)])
@@ -81,29 +81,29 @@ def test_a_readout_is_its_definition_on_all_outputs_so_far(name, history):
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 @given(history=histories(), data=st.data())
-def test_a_readout_follows_rows_that_leave(name, history, data):
+def test_a_readout_continues_with_a_subset_of_rows(name, history, data):
     readout, definition = DEFINITIONS[name]
-    rows, memory = torch.arange(history.shape[1]), None
+    rows, accumulator = torch.arange(history.shape[1]), None
     for t in range(1, len(history) + 1):
         timestep = torch.full_like(rows, t)
-        logits, memory = read(readout, (history[t - 1, rows],), timestep, memory)
+        logits, accumulator = read(readout, (history[t - 1, rows],), timestep, accumulator)
         torch.testing.assert_close(logits, definition(history[:t])[rows])
         stay = torch.tensor(sorted(data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1))))
         rows = rows[stay]
-        memory = None if memory is None else memory.index_select(0, stay)
+        accumulator = None if accumulator is None else accumulator.index_select(0, stay)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_a_readout_does_not_write_into_the_outputs_or_its_memory(name):
+def test_a_readout_does_not_modify_its_outputs_or_its_accumulator(name):
     readout, _ = DEFINITIONS[name]
     history = torch.randn(3, 2, 4)
-    was, memory, timestep = history.clone(), None, torch.ones(2, dtype=torch.long)
+    was, accumulator, timestep = history.clone(), None, torch.ones(2, dtype=torch.long)
     for t in range(3):
-        before = None if memory is None else memory.clone()
-        _, after = readout.step((history[t],), timestep + t, memory)
+        before = None if accumulator is None else accumulator.clone()
+        _, after = readout.step((history[t],), timestep + t, accumulator)
         if before is not None:
-            assert torch.equal(memory, before)
-        memory = after
+            assert torch.equal(accumulator, before)
+        accumulator = after
     assert torch.equal(history, was)
 
 
@@ -132,8 +132,8 @@ def test_names_instances_and_functions_make_readouts():
         "first_spike": FirstSpikeReadout,
     }.items():
         assert make_readout(name) == kind()
-    own = PopulationReadout(3)
-    assert make_readout(own) is own
+    instance = PopulationReadout(3)
+    assert make_readout(instance) is instance
     assert make_readout("auto") is None
     assert isinstance(make_readout(lambda history: history.sum(0)), CallableReadout)
 
@@ -160,39 +160,39 @@ def test_auto_counts_spikes_averages_currents_and_reads_the_membrane_of_silent_n
 
 
 class Custom(Readout):
-    """A user's own readout, with the memory that a test gives it."""
+    """A custom readout, whose accumulator the test computes."""
 
     name = "custom"
 
-    def __init__(self, memory: Any) -> None:
-        self.memory = memory
+    def __init__(self, accumulator: Any) -> None:
+        self.accumulator = accumulator
 
-    def step(self, outputs: tuple[Tensor, ...], timestep: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        return outputs[0], self.memory(outputs[0])
+    def step(self, outputs: tuple[Tensor, ...], timestep: Tensor, accumulator: Any) -> tuple[Tensor, Any]:
+        return outputs[0], self.accumulator(outputs[0])
 
 
 class HalfStops(Policy):
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
         return Decision(torch.arange(len(logits)) >= (len(logits) + 1) // 2, timestep.float())
 
 
 @pytest.mark.parametrize(
-    "memory", [lambda o: o.T, lambda o: o.sum(), lambda o: o[:1]], ids=["transposed", "scalar", "one row"]
+    "accumulator", [lambda o: o.T, lambda o: o.sum(), lambda o: o[:1]], ids=["transposed", "scalar", "one row"]
 )
-def test_a_readout_whose_memory_cannot_follow_the_rows_is_refused(memory):
-    """A transposed memory would lose classes where rows leave; a scalar mixes them."""
+def test_a_readout_whose_accumulator_has_no_rows_is_refused(accumulator):
+    """Removing rows from a transposed accumulator would remove classes; a scalar accumulator mixes rows."""
     model = nn.Sequential(nn.Linear(6, CLASSES), neuron.IFNode()).eval()
-    snn = EarlyExitWrapper(model, HalfStops(), timesteps=3, readout=Custom(memory))
-    with pytest.raises(ReadoutError, match=r"custom.*memory"):
+    snn = EarlyExitWrapper(model, HalfStops(), timesteps=3, readout=Custom(accumulator))
+    with pytest.raises(ReadoutError, match=r"custom.*accumulator"):
         snn.infer(torch.rand(5, 6))
 
 
 def nets() -> dict[str, nn.Module]:
-    """One answering layer of each framework in which class 1 spikes at every timestep and the others never."""
+    """An output layer in each framework, in which class 1 spikes at every timestep and the others never spike."""
     found: dict[str, nn.Module] = {}
     for framework in ("spikingjelly", "snntorch"):
-        fires = neuron.IFNode() if framework == "spikingjelly" else snntorch.Leaky(beta=0.9, init_hidden=True)
-        model = nn.Sequential(nn.Linear(2, CLASSES), fires).eval()
+        spiking = neuron.IFNode() if framework == "spikingjelly" else snntorch.Leaky(beta=0.9, init_hidden=True)
+        model = nn.Sequential(nn.Linear(2, CLASSES), spiking).eval()
         with torch.no_grad():
             model[0].weight.zero_()
             model[0].bias.copy_(torch.tensor([-1.0, 2.5, -1.0, -1.0]))
@@ -203,10 +203,20 @@ def nets() -> dict[str, nn.Module]:
 @pytest.mark.parametrize("policy", ["confidence", "entropy", "margin"])
 @pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
 @pytest.mark.parametrize("timesteps", range(2, 13))
-def test_a_clear_answer_stops_early_with_the_defaults_on_either_framework(framework, timesteps, policy):
-    """``EarlyExitWrapper(model, policy, timesteps=T)`` and nothing else: spikes are counted, and counts suffice."""
+def test_a_clear_prediction_stops_early_with_default_settings(framework, timesteps, policy):
+    """With ``EarlyExitWrapper(model, policy, timesteps=T)`` spike counts can reach the default threshold."""
     snn = EarlyExitWrapper(nets()[framework], policy, timesteps=timesteps)
     result = snn.infer(torch.rand(2, 2))
     assert result.predictions.tolist() == [1, 1]
     assert result.timesteps.max() <= (timesteps + 1) // 2
     assert result.timesteps.min() >= 1
+
+
+def test_rows_that_are_not_finite_do_not_choose_the_readout():
+    """One row with NaN or infinity says nothing of what the outputs are: the others are spikes, and are counted."""
+    spikes = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    for value in (float("nan"), float("inf")):
+        steps = [(torch.cat([torch.full((1, 3), value), spikes]),)] * 3
+        readout, reason = choose_readout(steps, None, None)
+        assert isinstance(readout, SumReadout)
+        assert "spikes" in reason

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
 from seenn_plugin.errors import InputError, ModelRefused, SeennError
+from seenn_plugin.inputs import InputBatch
 
 from .test_bad_input import StopAt, assert_refuses, assert_unchanged, own_outputs, snapshot
 
@@ -747,12 +748,16 @@ def test_a_clock_shared_by_all_rows_is_right_and_fresh_rows_may_not_join(tensor)
     model = around(Clock(tensor))
     snn = assert_right(model)
     adapter, x = snn.adapter, rows()
-    flight = adapter.begin(x, False)
-    adapter.advance(flight)
+    active = adapter.begin(InputBatch(x))
+    adapter.advance(active)
     assert_refuses(
-        model, lambda: adapter.place(flight, torch.tensor([1]), x[:1]), ModelRefused, "clock", "batch of their own"
+        model,
+        lambda: adapter.place(active, torch.tensor([1]), InputBatch(x[:1])),
+        ModelRefused,
+        "clock",
+        "batch of their own",
     )
-    assert len(flight) == len(x)
+    assert len(active) == len(x)
 
 
 def test_state_that_is_made_at_the_first_timestep_is_right():

@@ -184,7 +184,7 @@ def test_the_report_says_where_it_is_from(made):
 
 def test_what_is_no_number_is_null(tmp_path):
     class Unsure(Policy):
-        def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
             return Decision(timestep >= 2, torch.full_like(logits[:, 0], float("nan")))
 
     write_report(EarlyExitWrapper(image_net(), Unsure(), timesteps=T), images(), tmp_path)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import statistics
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from seenn_plugin import EarlyExitWrapper, evaluate, measure_energy
+from seenn_plugin.checkpoints.pretrained import Card, Pretrained
 from seenn_plugin.errors import InputError
 from seenn_plugin.policies import ALIASES
-from seenn_plugin.pretrained import Card, Pretrained
-from seenn_plugin.results import choices, study, studying, write_results
-from seenn_plugin.results.effort import QUICK
-from seenn_plugin.results.measuring import Meter
-from seenn_plugin.results.run_file import read
-from seenn_plugin.results.spread import mean_and_deviation, wilson
-from seenn_plugin.results.stock import OWN, WRAPPED, Stock
+from seenn_plugin.study import policy_selection as choices
+from seenn_plugin.study import run_study as studying
+from seenn_plugin.study import study, write_results
+from seenn_plugin.study.baseline import OWN, WRAPPED, Baseline
+from seenn_plugin.study.budget import QUICK
+from seenn_plugin.study.measurement import Meter
+from seenn_plugin.study.run_file import read
+from seenn_plugin.study.statistics import mean_and_deviation, wilson
 
 pytest.importorskip("safetensors")
 pytest.importorskip("spikingjelly")
@@ -401,7 +404,7 @@ class Drawing(nn.Module):
 def test_the_full_run_is_the_frameworks_own(make, full, static):
     net, x = make().eval(), torch.randn(5, 8)
     snn = EarlyExitWrapper(net, timesteps=T, readout="mean", check=make is not Drawing)
-    runs = Stock(snn, {"timesteps": T, "readout": "mean", "check": make is not Drawing}, x)
+    runs = Baseline(snn, {"timesteps": T, "readout": "mean", "check": make is not Drawing}, x)
     lengths = []
     first = next(module for module in net.modules() if isinstance(module, nn.Linear))
     hook = first.register_forward_hook(
@@ -433,8 +436,8 @@ def written(folder: Path, contents: dict[str, dict]) -> str:
     files = [folder / f"{name}.json" for name in contents]
     write_results(files, folder / "page.md")
     page = (folder / "page.md").read_text()
-    write_results(files[::-1], folder / "again.md")
-    assert (folder / "again.md").read_text() == page
+    write_results(files[::-1], folder / "again" / "page.md")
+    assert (folder / "again" / "page.md").read_text() == page
     return page
 
 
@@ -529,6 +532,68 @@ def test_a_target_that_was_not_met_is_not_called_unmeasured(run, tmp_path):
     assert "Tiny network, rl: target not met |" in line(theirs, "| SEENN-II, arXiv 2304.01230 | CIFAR-10")
 
 
+def test_the_summary_shows_the_policy_that_validation_data_choose(run, tmp_path):
+    contents = [changed(run, seed, accuracy=share, mean=1.5) for seed, share in enumerate((0.8, 0.9))]
+    for content in contents:
+        for policy in choices.POLICIES:
+            row = at(content, policy, "accuracy")
+            row["validation"] = row.get("validation", {}) | {"mean_timesteps": 3.0}
+        at(content, "confidence", "accuracy")["validation"]["mean_timesteps"] = 2.0
+        # Test data do not choose.
+        at(content, "patience", "accuracy")["test"] |= {"mean_timesteps": 1.0, "accuracy": 1.0}
+    page = written(tmp_path, {f"run{seed}": content for seed, content in enumerate(contents)})
+    cells = line(page.split("## How it was measured")[0], "| Tiny network ").split(" | ")
+    tests = [at(content, "confidence", "accuracy")["test"] for content in contents]
+    static = [100 * test["static_accuracy"] for test in tests]
+    full = [100 * content["static"]["test"][-1] for content in contents]
+    assert cells[2:8] == [
+        "2",
+        str(T),
+        f"{statistics.mean(full):.2f} ± 0.00 %",
+        "confidence",
+        "85.00 ± 7.07 %",
+        "1.50 ± 0.00",
+    ]
+    assert cells[8].endswith(f": {statistics.mean(static):.2f} ± 0.00 %")
+    speedups = [
+        [at(content, "confidence", "accuracy")["wall_clock"][size]["early_exit"]["speedup"] for content in contents]
+        for size in ("1", "64")
+    ]
+    assert [cell.split()[0] for cell in cells[9:11]] == [f"{statistics.mean(found):.2f}" for found in speedups]
+    for content in contents:
+        del at(content, "confidence", "accuracy")["test"]  # it missed the target, and may not be chosen
+    page = written(tmp_path, {f"run{seed}": content for seed, content in enumerate(contents)})
+    assert " | confidence | " not in line(page.split("## How it was measured")[0], "| Tiny network ")
+
+
+def test_a_figure_stands_beside_the_page(run, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    page = written(tmp_path, {"run": changed(run)})
+    assert "](page.png)" in page
+    picture = (tmp_path / "page.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 5000
+    assert (tmp_path / "again" / "page.png").read_bytes() == picture
+    assert write_results([], tmp_path / "empty.md") is None
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert write_results([tmp_path / "run.json"], tmp_path / "without.md") is None
+    assert "without.png" not in (tmp_path / "without.md").read_text()
+    assert not (tmp_path / "without.png").exists()
+
+
+def test_names_are_no_markup(run, tmp_path):
+    content = changed(run)
+    content["card"]["title"], content["card"]["data"] = "a | <script>b</script>", "c\n## d | e"
+    page = written(tmp_path, {"run": content})
+    assert "<script>" not in page
+    assert "\n## d" not in page
+    tables = [part for part in page.split("\n\n") if part.startswith("| ")]
+    assert tables
+    for rows_of_table in tables:
+        lines = rows_of_table.strip().splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in lines}) == 1
+
+
 def test_nothing_is_measured(tmp_path):
     page = written(tmp_path, {})
     assert "No network was measured." in page
@@ -545,7 +610,8 @@ def test_many_timesteps_are_abridged(run, tmp_path):
         static["energy"][name] = [float(t) for t in range(1, long + 1)]
     row["test"] |= {"histogram": [1, 2, *[0] * 36, 6, 1], "mean_timesteps": 27.4, "static_timesteps": 27}
     page = written(tmp_path, {"run": content})
-    assert [int(t) for t in re.findall(r"^\| (?:static|full) T = (\d+) ", page, re.M)] == [1, 2, 4, 8, 16, 27, 32, 40]
+    assert [int(t) for t in re.findall(r"^\| (?:static|full) T = (\d+) ", page, re.M)] == [1, 2, 4, 8, 16, 32, 40]
+    assert "| T = 27: " in line(page, "| confidence")
     assert "10 % by 1, 50 % by 39, 90 % by 39" in line(page, "| confidence")
 
 
@@ -579,7 +645,7 @@ def test_mean_and_deviation():
 
 def test_parts_are_drawn_by_seed(places):
     net = Pretrained.load(places / "net")
-    made = [studying.Material(net, places / "data", EFFORT, seed, False).draw(100, 30).tolist() for seed in (0, 0, 1)]
+    made = [studying.StudyData(net, places / "data", EFFORT, seed, False).draw(100, 30).tolist() for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
     assert made[0] == sorted(set(made[0]))
-    assert isinstance(studying.Material(net, places / "data", replace(EFFORT, samples=9), 0, False).test_data, Subset)
+    assert isinstance(studying.StudyData(net, places / "data", replace(EFFORT, samples=9), 0, False).test_data, Subset)

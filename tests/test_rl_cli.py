@@ -1,4 +1,4 @@
-"""The rl policy on the command line: the demo, and a saved policy on a model of one's own."""
+"""The rl policy on the command line: the demo, and a saved policy with a custom model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from seenn_plugin import EarlyExitWrapper, cli
-from seenn_plugin.demo import main, networks
+from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.cli import commands as cli
+from seenn_plugin.demo import main
+from seenn_plugin.models import digits as networks
 
 MODULE = """
 import snntorch
@@ -67,17 +69,17 @@ def test_a_saved_policy_is_evaluated(here, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ([], "needs --policy_folder"),
-        (["--policy_folder", "nowhere"], "nowhere holds no saved policy"),
+        (["--policy_folder", "nowhere"], "nowhere contains no saved policy"),
         (["--threshold", 0.5], "--policy_folder"),
     ],
 )
-def test_a_policy_that_is_not_there_is_refused_in_one_line(here, capfd, options, says):
+def test_a_policy_that_is_not_there_is_refused_in_one_line(here, capfd, options, message):
     code, out, err = seenn(capfd, "evaluate", *options)
     assert (code, out) == (1, "")
-    assert says in err.splitlines()[-1]
+    assert message in err.splitlines()[-1]
 
 
 def test_a_fitted_policy_is_not_calibrated(here, capfd, monkeypatch):

@@ -1,4 +1,4 @@
-"""Fitting a policy: on tasks whose best plan is known, for a target, interrupted, and on bad data."""
+"""Fitting a policy: on a task with a known best plan, for a target, after an interruption, and on bad data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper, accuracy_curve, evaluate
+from seenn_plugin.calibration.policy_fitting import FitSettings
 from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError, PolicyError
 from seenn_plugin.policies import ConfidencePolicy, RLPolicy
-from seenn_plugin.policy_training import FitSettings
-from seenn_plugin.training.run import Precision
+from seenn_plugin.training_loop.run import Precision
 
 from .rl_tasks import CLASSES, FEATURES, T, policy_net, readable, reader, wrapped
 
@@ -30,7 +30,7 @@ def weights(snn) -> torch.Tensor:
     return nn.utils.parameters_to_vector(snn.policy.network.parameters()).detach()
 
 
-# -- does it learn? ----------------------------------------------------------------------------------------------------
+# -- learning ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("objective", "share"), [("exact", 0.98), ("reinforce", 0.95)])
@@ -44,12 +44,12 @@ def test_the_best_plan_is_recovered(objective, share):
 
 
 @pytest.mark.parametrize("options", [{"reweight": True}, {"entropy_bonus": 0.01}, {"augmented": True}, {"amp": "bf16"}])
-def test_options_learn_as_well(options):
+def test_every_option_learns_the_best_plan(options):
     snn = fitted(epochs=40, **options)
     assert TEST.reward(snn.plan(TEST.frames).timesteps, beta=1.0) >= 0.9 * TEST.best_reward()
 
 
-def test_a_linear_cost_learns_as_well():
+def test_a_linear_cost_learns_the_best_plan():
     snn = wrapped().fit_policy(
         TRAIN.batches(), VALIDATION.batches(), cost="linear", step_cost=0.05, epochs=20, learning_rate=1e-2
     )
@@ -57,13 +57,13 @@ def test_a_linear_cost_learns_as_well():
     assert float((plan == TEST.readable_from).double().mean()) > 0.95
 
 
-def test_the_default_network_learns_as_well():
+def test_the_default_network_learns_the_best_plan():
     snn = fitted(wrapped("rl"), max_operations=1e6, epochs=20)
     assert TEST.reward(snn.plan(TEST.frames).timesteps, beta=1.0) >= 0.95 * TEST.best_reward()
     assert not any(module.training for module in snn.policy.network.modules())
 
 
-def test_candidates_are_all_that_is_chosen():
+def test_only_candidates_are_chosen():
     snn = fitted(wrapped(RLPolicy(policy_net(candidates=2), candidates=(2, 5))), epochs=20)
     plan = snn.plan(TEST.frames).timesteps
     best = torch.where(TEST.readable_from <= 2, 2, 5)
@@ -74,7 +74,7 @@ def test_candidates_are_all_that_is_chosen():
 # -- targets -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_fewest_timesteps_that_keep_the_accuracy():
+def test_the_fewest_timesteps_within_the_accuracy_drop_are_chosen():
     snn = fitted(max_accuracy_drop=0.05, epochs=10)
     fit = snn.policy_fit
     assert fit.chosen in fit.frontier
@@ -87,12 +87,12 @@ def test_the_fewest_timesteps_that_keep_the_accuracy():
     assert len(fit.frontier) >= 6
     for point in fit.frontier:
         assert sum(point.histogram) == fit.samples == 256
-    page = str(fit)
-    assert page.count("chosen") == 1
-    assert all(str(point.reward) in page for point in fit.frontier)
+    table = str(fit)
+    assert table.count("chosen") == 1
+    assert all(str(point.reward) in table for point in fit.frontier)
 
 
-def test_the_highest_accuracy_within_mean_timesteps():
+def test_the_highest_accuracy_within_the_mean_timesteps_is_chosen():
     snn = fitted(average_timesteps=2.5, epochs=10)
     assert snn.policy_fit.chosen.mean_timesteps <= 2.5
     found = evaluate(snn, VALIDATION.batches())
@@ -101,15 +101,15 @@ def test_the_highest_accuracy_within_mean_timesteps():
     assert found.agreement == 1
 
 
-def test_a_target_that_nothing_meets_says_what_was_tried():
+def test_a_target_that_no_setting_meets_lists_what_was_fitted():
     snn = wrapped()
-    with pytest.raises(CalibrationError, match=r"no policy .* at most 0.5 mean timesteps.* % at "):
+    with pytest.raises(CalibrationError, match=r"no policy meets the target, at most 0.5 mean timesteps.* % at "):
         fitted(snn, average_timesteps=0.5, **QUICK)
     assert snn.policy_fit is None
     assert snn.policy.fitted_for is None
 
 
-def test_evaluate_reports_what_the_policy_costs():
+def test_evaluate_reports_the_cost_of_the_policy():
     snn = fitted(**QUICK)
     cost = evaluate(snn, TEST.batches()).policy_cost
     assert cost is not None
@@ -121,7 +121,7 @@ def test_evaluate_reports_what_the_policy_costs():
     assert evaluate(snn, TEST.batches()).policy_cost is None
 
 
-def test_the_frontier_on_other_data_is_a_curve():
+def test_accuracy_curve_evaluates_the_frontier_on_other_data():
     snn = fitted(average_timesteps=3.0, **QUICK)
     curve = accuracy_curve(snn, TEST.batches())
     assert len(curve.points) == len(snn.policy_fit.frontier)
@@ -132,10 +132,10 @@ def test_the_frontier_on_other_data_is_a_curve():
         assert (found.accuracy, found.mean_timesteps) == pytest.approx((point.accuracy, point.mean_timesteps))
 
 
-# -- the same again ----------------------------------------------------------------------------------------------------
+# -- reproducibility and checkpoints -----------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_policy_and_leaves_the_generator_alone():
+def test_equal_seeds_give_equal_policies_and_do_not_advance_the_global_generator():
     snns = [wrapped() for _ in range(3)]
     state = torch.get_rng_state()
     first, second, other = (
@@ -147,22 +147,22 @@ def test_the_same_seed_gives_the_same_policy_and_leaves_the_generator_alone():
 
 
 class Interrupting(list):
-    """A loader that fails at its n-th pass."""
+    """A loader that raises KeyboardInterrupt at its n-th pass."""
 
     passes = 0
-    fatal = 0
+    interrupted_pass = 0
 
     def __iter__(self):
         self.passes += 1
-        if self.passes == self.fatal:
+        if self.passes == self.interrupted_pass:
             raise KeyboardInterrupt
         yield from super().__iter__()
 
 
 @pytest.mark.filterwarnings("ignore:after fine-tuning the target")
-@pytest.mark.parametrize("fatal", [3, 5, 9, 15])
-def test_an_interrupted_fit_goes_on_with_the_same_result(tmp_path, fatal):
-    """Every pass over the training loader is an epoch here; two epochs for each of six settings, then fine-tuning."""
+@pytest.mark.parametrize("interrupted_pass", [3, 5, 9, 15])
+def test_an_interrupted_fit_continues_with_the_same_result(tmp_path, interrupted_pass):
+    """Each pass over the training loader is an epoch: two for each of six settings, then three of fine-tuning."""
     options = {
         "average_timesteps": 3.0,
         "epochs": 2,
@@ -177,27 +177,27 @@ def test_an_interrupted_fit_goes_on_with_the_same_result(tmp_path, fatal):
     whole = wrapped().fit_policy(train, VALIDATION.batches(), **options)
     snn, file = wrapped(), tmp_path / "made" / "fit.pt"
     before = copy.deepcopy(snn.model.state_dict())
-    train.passes, train.fatal = 0, fatal
+    train.passes, train.interrupted_pass = 0, interrupted_pass
     with pytest.raises(KeyboardInterrupt):
         snn.fit_policy(train, VALIDATION.batches(), checkpoint=file, **options)
     assert snn.policy_fit is None
     for name, value in snn.model.state_dict().items():
         assert torch.equal(value, before[name])
-    train.fatal = 0
+    train.interrupted_pass = 0
     train.passes = 0
     again = wrapped().fit_policy(train, VALIDATION.batches(), checkpoint=file, **options)
-    assert train.passes < 1 + 6 * 2 + 3, "epochs that were done are not done again"
+    assert train.passes < 1 + 6 * 2 + 3, "finished epochs are not repeated"
     assert torch.equal(weights(again), weights(whole))
     assert torch.equal(again.model[0].weight, whole.model[0].weight)
     for one, other in zip(again.policy_fit.frontier, whole.policy_fit.frontier, strict=True):
         assert (one.accuracy, one.mean_timesteps, one.reward) == (other.accuracy, other.mean_timesteps, other.reward)
     train.passes = 0
     done = wrapped().fit_policy(train, VALIDATION.batches(), checkpoint=file, **options)
-    assert train.passes == 1, "of a finished fit only the traces are made again"
+    assert train.passes == 1, "for a finished fit only the traces are computed again"
     assert torch.equal(weights(done), weights(whole))
 
 
-def test_a_checkpoint_of_another_fit_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     fitted(checkpoint=tmp_path / "fit.pt", **QUICK)
     with pytest.raises(InputError, match=r"another training: epochs \(2 there, 3 here\), seed \(0 there, 4 here\)"):
         fitted(checkpoint=tmp_path / "fit.pt", epochs=3, seed=4)
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(tmp_path):
         fitted(checkpoint=tmp_path / "fit.pt", **QUICK)
 
 
-def test_files_mapped_into_memory_hold_what_memory_holds(monkeypatch):
+def test_memory_mapped_recordings_equal_those_in_memory(monkeypatch):
     mapped = []
     original = torch.from_file
     monkeypatch.setattr(torch, "from_file", lambda *a, **k: mapped.append(a) or original(*a, **k))
@@ -216,7 +216,7 @@ def test_files_mapped_into_memory_hold_what_memory_holds(monkeypatch):
     assert len(mapped) == 2
 
 
-def test_policy_epochs_cost_no_runs_of_the_spiking_network():
+def test_more_policy_epochs_do_not_run_the_spiking_network_more_often():
     snn = wrapped()
     calls = []
     snn.model[0].register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape[0]))
@@ -228,7 +228,7 @@ def test_policy_epochs_cost_no_runs_of_the_spiking_network():
 
 
 @pytest.mark.filterwarnings("ignore:the policy has collapsed")
-def test_fitting_again_starts_anew_and_for_other_timesteps():
+def test_fitting_again_starts_from_new_weights_and_may_use_another_number_of_timesteps():
     snn = wrapped("rl")
     first = weights(fitted(snn, max_operations=1e6, **QUICK))
     assert torch.equal(weights(fitted(snn, max_operations=1e6, **QUICK)), first)
@@ -238,13 +238,13 @@ def test_fitting_again_starts_anew_and_for_other_timesteps():
     assert snn.policy.fitted_for.timesteps == 4
 
 
-def test_a_network_of_the_callers_own_is_not_changed():
-    own = policy_net().train()
-    before = copy.deepcopy(own.state_dict())
-    snn = fitted(wrapped(RLPolicy(own)), **QUICK)
-    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
-    assert own.training
-    assert snn.policy.network is not own
+def test_a_custom_policy_network_is_not_changed():
+    custom = policy_net().train()
+    before = copy.deepcopy(custom.state_dict())
+    snn = fitted(wrapped(RLPolicy(custom)), **QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in custom.state_dict().items())
+    assert custom.training
+    assert snn.policy.network is not custom
 
 
 # -- fine-tuning, logs, precision --------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_network_of_the_callers_own_is_not_changed():
 
 @pytest.mark.parametrize("objective", ["exact", "reinforce"])
 def test_fine_tuning_trains_the_spiking_network_too(objective):
-    """The network's weights are blurred: it confuses labels until it is tuned."""
+    """The weights of the network mix the labels, so that it is often wrong before fine-tuning."""
     snn = wrapped()
     with torch.no_grad():
         snn.model[0].weight[:, T:] = 0.3 + 0.3 * torch.eye(CLASSES).roll(1, 0)
@@ -279,7 +279,7 @@ def test_tensorboard_scalars_only_when_asked(tmp_path, capfd):
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
-def test_missing_tensorboard_is_named_before_any_work(monkeypatch):
+def test_missing_tensorboard_is_reported_before_any_computation(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -287,7 +287,7 @@ def test_missing_tensorboard_is_named_before_any_work(monkeypatch):
         wrapped().fit_policy(None, None, beta=1.0, log_dir="logs")
 
 
-def test_mixed_precision_is_for_gpus():
+def test_auto_mixed_precision_is_off_on_a_cpu():
     cpu = torch.device("cpu")
     assert Precision.of("auto", cpu).dtype is None
     assert Precision.of("fp16", cpu).dtype is None
@@ -298,18 +298,18 @@ def test_mixed_precision_is_for_gpus():
     assert Precision.of("off", cuda).dtype is None
 
 
-# -- what is refused, and what warns -----------------------------------------------------------------------------------
+# -- errors and warnings -----------------------------------------------------------------------------------------------
 
 
 def test_a_collapsed_policy_warns():
     always_last = replace(TRAIN, labels=TRAIN.labels, frames=TRAIN.frames.clone())
     always_last.frames[0, :, :T] = 0
-    with pytest.warns(RuntimeWarning, match=r"collapsed: .* take 5 timesteps, as FixedPolicy\(5\)"):
+    with pytest.warns(RuntimeWarning, match=r"collapsed: it plans 5 timesteps .* as FixedPolicy\(5\)"):
         fitted(train=always_last, validation=always_last, beta=100.0, epochs=10)
 
 
 @pytest.mark.filterwarnings("ignore:the policy has collapsed")
-def test_a_network_too_cheap_for_the_limit_warns():
+def test_a_default_network_above_the_limit_warns():
     with pytest.warns(RuntimeWarning, match=r"more than the 1 % that max_operations allows"):
         fitted(wrapped("rl"), epochs=1)
 
@@ -332,7 +332,7 @@ def test_a_network_that_is_always_wrong_is_refused(which):
 
 
 @pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
-def test_a_beta_out_of_range_is_refused_before_any_work(beta):
+def test_a_beta_out_of_range_is_refused_before_any_computation(beta):
     with pytest.raises(PolicyError, match="beta must be a finite number of at least 0"):
         wrapped().fit_policy(None, None, beta=beta)
 
@@ -343,19 +343,19 @@ def test_a_reward_that_is_not_finite_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        ({}, "give one target"),
-        ({"beta": 1.0, "average_timesteps": 2.0}, "give one target"),
-        ({"step_cost": 1.0}, "cost='exponential' has the dial beta, not step_cost"),
-        ({"beta": 1.0, "cost": "linear"}, "cost='linear' has the dial step_cost, not beta"),
+        ({}, "give exactly one target"),
+        ({"beta": 1.0, "average_timesteps": 2.0}, "give exactly one target"),
+        ({"step_cost": 1.0}, "cost='exponential' has the parameter beta, not step_cost"),
+        ({"beta": 1.0, "cost": "linear"}, "cost='linear' has the parameter step_cost, not beta"),
         ({"beta": 1.0, "epoch": 3}, r"unknown option 'epoch'.*Did you mean 'epochs'\?"),
         ({"beta": 1.0, "objective": "exakt"}, r"unknown objective 'exakt'.*Did you mean 'exact'\?"),
         ({"beta": 1.0, "epochs": 0, "learning_rate": -1}, "epochs must be .* learning_rate must be"),
     ],
 )
-def test_wrong_options_are_refused_before_any_work(options, says):
-    with pytest.raises(PolicyError, match=says):
+def test_wrong_options_are_refused_before_any_computation(options, message):
+    with pytest.raises(PolicyError, match=message):
         wrapped().fit_policy(None, None, **options)
 
 
@@ -366,7 +366,7 @@ def test_a_wrapper_without_an_rl_policy_is_refused():
         fitted(wrapped(RLPolicy(policy_net()) | RLPolicy(policy_net())))
 
 
-def test_data_that_do_not_fit_are_refused():
+def test_empty_or_inconsistent_data_are_refused():
     with pytest.raises(CalibrationError, match="no sample"):
         wrapped().fit_policy([], VALIDATION.batches(), beta=1.0)
     short = replace(VALIDATION, frames=VALIDATION.frames[:4])
@@ -376,34 +376,34 @@ def test_data_that_do_not_fit_are_refused():
         wrapped().fit_policy([(TRAIN.frames[:, :10], torch.arange(10))], VALIDATION.batches(), beta=1.0)
 
 
-class NoLogits(nn.Module):
-    def __init__(self, answer):
+class WrongOutput(nn.Module):
+    def __init__(self, function):
         super().__init__()
-        self.answer = answer
+        self.function = function
 
     def forward(self, x):
-        return self.answer(x)
+        return self.function(x)
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("function", "message"),
     [
-        (lambda x: torch.zeros(len(x), T + 1), r"gave torch.float32 \(1, 6\).*\(1, 5\)"),
-        (lambda x: torch.zeros(len(x), T, dtype=torch.long), r"gave torch.int64 \(1, 5\)"),
-        (lambda x: [0] * len(x), "gave list"),
+        (lambda x: torch.zeros(len(x), T + 1), r"returned torch.float32 \(1, 6\).*\(1, 5\)"),
+        (lambda x: torch.zeros(len(x), T, dtype=torch.long), r"returned torch.int64 \(1, 5\)"),
+        (lambda x: [0] * len(x), "returned list"),
     ],
 )
-def test_a_bad_policy_network_is_refused(answer, says):
-    with pytest.raises(PolicyError, match=says):
-        fitted(wrapped(RLPolicy(NoLogits(answer))))
+def test_a_bad_policy_network_is_refused(function, message):
+    with pytest.raises(PolicyError, match=message):
+        fitted(wrapped(RLPolicy(WrongOutput(function))))
 
 
-def test_a_loader_that_is_used_up_is_refused():
+def test_a_loader_that_can_be_iterated_only_once_is_refused():
     with pytest.raises(CalibrationError, match="yields nothing when it is iterated again"):
         wrapped().fit_policy(iter(TRAIN.batches()), VALIDATION.batches(), beta=1.0, augmented=True)
 
 
-def test_the_time_axis_may_be_the_second():
+def test_the_time_axis_may_be_dimension_1():
     first = fitted(frames_policy(), **QUICK)
     second = EarlyExitWrapper(reader(), RLPolicy(policy_net()), input="sequence", time_dim=1, readout="last")
     turned = [[(x.transpose(0, 1), labels) for x, labels in data.batches()] for data in (TRAIN, VALIDATION)]
@@ -412,7 +412,7 @@ def test_the_time_axis_may_be_the_second():
     assert torch.equal(second.infer(TEST.frames.transpose(0, 1)).timesteps, first.infer(TEST.frames).timesteps)
 
 
-def test_several_frames_are_seen_and_waited_for():
+def test_no_row_exits_before_the_frames_that_the_policy_receives():
     snn = fitted(frames_policy(2), epochs=15)
     assert snn.policy.fitted_for.row_shape == (2 * FEATURES,)
     assert int(snn.infer(TEST.frames).timesteps.min()) >= 2
@@ -422,15 +422,15 @@ def frames_policy(frames: int = 1) -> EarlyExitWrapper:
     return wrapped(RLPolicy(policy_net(frames * FEATURES, T + 1 - frames), frames=frames))
 
 
-def test_settings_say_all_mistakes_at_once():
+def test_settings_report_all_mistakes_at_once():
     with pytest.raises(PolicyError) as caught:
         FitSettings.of({"amp": "fp8", "seed": -1, "entropy_bonus": float("nan"), "nonsense": 1})
     for word in ("fp8", "seed", "entropy_bonus", "nonsense"):
         assert word in str(caught.value)
 
 
-def test_static_input_and_the_frameworks_own_networks():
-    """A whole fit on a small network with static input: nothing here knows about sequences."""
+def test_a_policy_is_fitted_on_static_input():
+    """The whole fit, with a default policy network."""
     from spikingjelly.activation_based import neuron
 
     torch.manual_seed(0)
@@ -445,9 +445,9 @@ def test_static_input_and_the_frameworks_own_networks():
     assert snn.policy.fitted_for.row_shape == (6,)
 
 
-def test_the_reader_answers_as_the_task_says():
-    """The task is what its description says: right from the announced timestep on, and wrong before."""
+def test_the_reader_solves_the_task_as_documented():
+    """The prediction is correct exactly from the encoded timestep on."""
     snn = EarlyExitWrapper(reader(), "fixed", input="sequence", readout="last")
-    right = snn.trace(TEST.frames).argmax(2) == TEST.labels
+    correct = snn.trace(TEST.frames).argmax(2) == TEST.labels
     for t in range(1, T + 1):
-        assert torch.equal(right[t - 1], t >= TEST.readable_from)
+        assert torch.equal(correct[t - 1], t >= TEST.readable_from)

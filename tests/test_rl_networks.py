@@ -1,4 +1,4 @@
-"""Default policy networks: as small as they have to be, for every shape of input."""
+"""Default policy networks: within the limit on operations, for every shape of input."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin._operations import count_operations
 from seenn_plugin.errors import PolicyError
-from seenn_plugin.operations import count_operations
 from seenn_plugin.policies.networks import MLP, ResNet8, build_network, default_network
 
 
-def test_one_percent_of_sew_resnet18():
-    """On CIFAR-10 at T = 4; the authors' takes about half a percent of ResNet-19."""
+def test_the_default_network_for_sew_resnet18_takes_at_most_one_percent():
+    """For CIFAR-10 at T = 4. The policy network of SEENN's authors takes about half a percent of their ResNet-19."""
     from spikingjelly.activation_based import functional, layer, neuron
     from spikingjelly.activation_based.model import sew_resnet
 
@@ -23,7 +23,7 @@ def test_one_percent_of_sew_resnet18():
     functional.set_step_mode(model, "m")
     snn = EarlyExitWrapper(model.eval(), timesteps=4, check=False)
     x = torch.rand(1, 3, 32, 32)
-    snn.trace(x)  # the first look is over
+    snn.trace(x)  # the first call inspects the model
     full = count_operations(lambda: snn.trace(x))
     assert full > 2e9
     network, operations = default_network((3, 32, 32), 4, 0.01 * full)
@@ -64,7 +64,7 @@ def test_every_shape_has_a_network_within_the_limit(shape, limit, kind):
     again.load_state_dict(network.state_dict())
 
 
-def test_where_no_network_is_small_enough_the_smallest_is_made():
+def test_if_no_network_is_within_the_limit_the_smallest_is_built():
     network, operations = default_network((1000,), 4, 10)
     assert operations > 10
     assert network.architecture["width"] == 4
@@ -72,5 +72,5 @@ def test_where_no_network_is_small_enough_the_smallest_is_made():
 
 @pytest.mark.parametrize("architecture", [{}, {"kind": "MLP"}, {"kind": "MLP", "row_shape": [3], "outputs": 2, "w": 1}])
 def test_an_architecture_that_cannot_be_built_is_refused(architecture):
-    with pytest.raises(PolicyError, match=r"unknown policy network|cannot be made"):
+    with pytest.raises(PolicyError, match=r"unknown policy network|cannot be built"):
         build_network(architecture)

@@ -1,4 +1,4 @@
-"""The objectives of the policy network against enumerated expectations, and the rewards by hand."""
+"""The objectives of the policy network compared with enumerated expectations, and rewards of known cases."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seenn_plugin.errors import PolicyError
-from seenn_plugin.policy_training.objectives import (
+from seenn_plugin.calibration.policy_fitting.objectives import (
     exact_loss,
     first_step_weights,
     joint_loss,
     mean_entropy,
     reinforce_loss,
 )
-from seenn_plugin.policy_training.rewards import ExponentialReward, LinearReward
+from seenn_plugin.calibration.policy_fitting.rewards import ExponentialReward, LinearReward
+from seenn_plugin.errors import PolicyError
 
 
 def case(seed: int, n: int = 4, k: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,8 +29,10 @@ def case(seed: int, n: int = 4, k: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def enumerated_gradient(logits: Tensor, rewards: Tensor, weights: Tensor) -> Tensor:
-    """Of ``-mean_i w_i E_z[R_iz]`` by the score function, every choice of every row written out: sum_z v_z R_z
-    d log v_z / d logit_j, with d log v_z / d logit_j = [z = j] - v_j."""
+    """The gradient of ``-mean_i w_i E_z[R_iz]``, summed over all choices of all rows.
+
+    By the score function, ``sum_z v_z R_z d log v_z / d logit_j``, with ``d log v_z / d logit_j = [z = j] - v_j``.
+    """
     n, k = logits.shape
     gradient = torch.zeros(n, k, dtype=torch.float64)
     for i in range(n):
@@ -55,20 +57,20 @@ def test_the_exact_gradient_is_the_enumerated_expectation(seed, n, k):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_average_of_reinforce_is_the_exact_gradient(seed):
-    """Many draws at once: every row of the case repeated. Each entry lies within 4.5 standard errors."""
+    """Over many samples, each entry of the mean gradient lies within 4.5 standard errors of the exact one."""
     logits, rewards, weights = case(seed)
     (exact,) = torch.autograd.grad(exact_loss(logits, rewards, weights), logits)
-    draws, n = 20_000, len(logits)
-    many = logits.detach().repeat(draws, 1).requires_grad_()
-    loss = reinforce_loss(many, rewards.repeat(draws, 1), weights.repeat(draws))
-    (gradient,) = torch.autograd.grad(loss * draws, many)  # undo the mean over draws
-    gradient = gradient.view(draws, n, -1)
-    error = gradient.std(0) / draws**0.5
+    samples, n = 20_000, len(logits)
+    many = logits.detach().repeat(samples, 1).requires_grad_()
+    loss = reinforce_loss(many, rewards.repeat(samples, 1), weights.repeat(samples))
+    (gradient,) = torch.autograd.grad(loss * samples, many)  # undo the mean over samples
+    gradient = gradient.view(samples, n, -1)
+    error = gradient.std(0) / samples**0.5
     assert bool(((gradient.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all())
-    assert float(error.max()) < 0.02 * float(exact.abs().max()), "the test is sharp enough"
+    assert float(error.max()) < 0.02 * float(exact.abs().max()), "the standard error is small enough for the test"
 
 
-def test_where_the_greedy_choice_is_drawn_reinforce_learns_nothing():
+def test_reinforce_has_no_gradient_where_the_greedy_choice_is_sampled():
     logits = torch.tensor([[50.0, 0.0]], requires_grad=True)
     reinforce_loss(logits, torch.tensor([[-3.0, 1.0]]), torch.ones(1)).backward()
     assert logits.grad is not None
@@ -83,22 +85,22 @@ def test_joint_loss_trains_policy_and_spiking_network(objective):
     by_policy, by_network = torch.autograd.grad(loss, (logits, cost))
     torch.testing.assert_close(by_network, weights[:, None] * logits.detach().softmax(1) / 4)
     if objective is exact_loss:  # E_z[-R + CE]
-        (wanted,) = torch.autograd.grad(exact_loss(logits, rewards - cost.detach(), weights), logits)
-        torch.testing.assert_close(by_policy, wanted)
+        (expected,) = torch.autograd.grad(exact_loss(logits, rewards - cost.detach(), weights), logits)
+        torch.testing.assert_close(by_policy, expected)
 
 
-def test_rewards_by_hand():
-    right = torch.tensor([[False, True, True], [False, False, False]])
-    assert ExponentialReward(0.5)(right, [1, 2, 4]).tolist() == [[-0.5, 0.25, 0.0625], [-0.5] * 3]
-    linear = LinearReward(0.1)(right, [1, 2, 4])
+def test_rewards_of_known_cases():
+    correct = torch.tensor([[False, True, True], [False, False, False]])
+    assert ExponentialReward(0.5)(correct, [1, 2, 4]).tolist() == [[-0.5, 0.25, 0.0625], [-0.5] * 3]
+    linear = LinearReward(0.1)(correct, [1, 2, 4])
     torch.testing.assert_close(linear, torch.tensor([[-0.1, 0.8, 0.6], [-0.1, -0.2, -0.4]]))
 
 
 @pytest.mark.parametrize("kind", [ExponentialReward, LinearReward])
-@pytest.mark.parametrize("dial", [-0.1, float("nan"), float("inf"), "much", True])
-def test_a_dial_out_of_range_is_refused(kind, dial):
-    with pytest.raises(PolicyError, match=f"{kind.dial_name} must be a finite number of at least 0"):
-        kind(dial)
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "much", True])
+def test_a_value_out_of_range_is_refused(kind, value):
+    with pytest.raises(PolicyError, match=f"{kind.parameter} must be a finite number of at least 0"):
+        kind(value)
 
 
 def test_rewards_that_overflow_are_refused():
@@ -108,20 +110,20 @@ def test_rewards_that_overflow_are_refused():
 
 @given(st.integers(0, 10**6))
 def test_settings_are_tried_from_early_exits_to_late(seed):
-    """A row that is right with a given probability at each candidate takes no fewer timesteps at a later setting."""
+    """A row with a given probability of a correct prediction at each candidate exits no earlier at a later setting."""
     generator = torch.Generator().manual_seed(seed)
     p = torch.rand(4, generator=generator, dtype=torch.float64).sort().values
     candidates = [1, 2, 3, 5]
     for kind in (ExponentialReward, LinearReward):
-        settings = kind.dials(p.tolist(), candidates)
+        settings = kind.grid(p.tolist(), candidates)
         settings = [*settings, settings[-1].later()]
         settings.insert(2, settings[1].between(settings[2]))
         best = []
         for reward in settings:
-            when_right, when_wrong = (reward(torch.full((1, 4), right), candidates)[0] for right in (True, False))
-            best.append(int((p * when_right + (1 - p) * when_wrong).argmax()))
+            if_correct, if_wrong = (reward(torch.full((1, 4), correct), candidates)[0] for correct in (True, False))
+            best.append(int((p * if_correct + (1 - p) * if_wrong).argmax()))
         assert best == sorted(best)
-        assert len({reward.dial for reward in settings}) == len(settings)
+        assert len({reward.value for reward in settings}) == len(settings)
 
 
 def test_reweighting_is_rate_over_one_minus_rate():

@@ -1,4 +1,4 @@
-"""Plans: what the engine does with them, how policies combine, what is refused, and what is kept on disk."""
+"""Plans: how the engine follows them, combinations of policies, errors, and saving."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper, evaluate
 from seenn_plugin.errors import CalibrationError, OptionalDependencyError, PolicyError
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import (
     AllPolicy,
     AnyPolicy,
@@ -30,10 +31,10 @@ from seenn_plugin.policies import (
     PlanPolicy,
     Policy,
     RLPolicy,
-    exit_timesteps,
-    make_policy,
 )
+from seenn_plugin.policies.base import exit_timesteps
 from seenn_plugin.policies.planned import first_frames
+from seenn_plugin.policies.registry import make_policy
 
 from .invariants import counting
 from .rl_tasks import FEATURES, T, policy_net, readable, wrapped
@@ -43,7 +44,7 @@ X = readable(40, 5).frames
 
 @dataclass(frozen=True)
 class Prescribed(PlanPolicy):
-    """Plans what is written down, row by row."""
+    """Plans given timesteps, one for each row."""
 
     planned: tuple[int, ...] = ()
 
@@ -52,7 +53,7 @@ class Prescribed(PlanPolicy):
 
 
 class Bypass(nn.Module):
-    """A spiking network whose input reaches its output, so that NaN does, too."""
+    """A spiking network with a path from input to output without neurons, so that NaN reaches the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,18 +74,18 @@ def static_net(framework: str) -> nn.Module:
     return net.eval()
 
 
-# -- the engine follows plans -----------------------------------------------------------------------------------------
+# -- running a plan ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6])
-def test_rows_leave_as_their_plan_ends_and_nothing_is_computed_in_vain(framework, chunk):
-    """With chunks too: they are cut where a plan ends."""
+def test_rows_exit_as_planned_without_additional_steps(framework, chunk):
+    """This includes chunks, which end at the next planned exit."""
     net, plan = static_net(framework), (3, 1, 6, 3, 2, 6, 1, 4)
     x = torch.randn(8, 6)
     snn = EarlyExitWrapper(net, Prescribed(planned=plan), timesteps=6, chunk=chunk)
     trace = snn.trace(x)
-    snn.infer(x)  # the first look is over
+    snn.infer(x)  # the first call inspects the model
     with torch.no_grad(), counting([net[0]]) as rows:
         result = snn.infer(x)
     assert rows == [sum(plan)]
@@ -107,13 +108,13 @@ def test_any_plan_is_followed(plan, chunk):
     assert torch.equal(result.logits, snn.trace(x)[result.timesteps - 1, torch.arange(len(plan))])
 
 
-def test_a_plan_looks_at_no_logits(monkeypatch):
-    from seenn_plugin.engine import leaving
+def test_a_plan_policy_does_not_decide_on_logits(monkeypatch):
+    from seenn_plugin.engine import exit_decisions
 
     def forbidden(*arguments):
-        raise AssertionError("a plan was asked about logits")
+        raise AssertionError("a plan policy was consulted")
 
-    monkeypatch.setattr(leaving, "consult", forbidden)
+    monkeypatch.setattr(exit_decisions, "consult", forbidden)
     wrapped().infer(X)
 
 
@@ -132,8 +133,8 @@ def test_rows_that_are_not_finite_run_to_the_end_and_warn(chunk, combined):
     assert exit_timesteps(policy, snn.trace(x), snn.plan(x)).tolist() == [1, 5, 3, 4]
 
 
-def test_a_row_that_becomes_finite_after_its_plan_leaves_then():
-    """As under every policy that decides after each timestep."""
+def test_a_row_that_becomes_finite_after_its_planned_exit_exits_then():
+    """As with a policy that decides after each timestep."""
     snn = EarlyExitWrapper(Bypass().eval(), FixedPolicy(2), input="sequence", readout="last")
     x = torch.rand(5, 3, 4)
     x[:3, 1] = float("nan")
@@ -143,32 +144,32 @@ def test_a_row_that_becomes_finite_after_its_plan_leaves_then():
     assert snn.infer(x).timesteps.tolist() == fixed.tolist()
 
 
-def test_the_plan_sees_the_first_frames_only():
-    seen = []
+def test_the_policy_network_receives_the_first_frames_only():
+    received = []
 
     class Spy(nn.Module):
         def forward(self, x):
-            seen.append(x)
+            received.append(x)
             return torch.zeros(len(x), T - 1)
 
     snn = wrapped(RLPolicy(Spy(), frames=2))
     plan = snn.plan(X)
-    assert torch.equal(seen[-1], torch.cat([X[0], X[1]], 1))
-    assert plan.timesteps.tolist() == [2] * 40, "no exit before the frames that were looked at"
+    assert torch.equal(received[-1], torch.cat([X[0], X[1]], 1))
+    assert plan.timesteps.tolist() == [2] * 40, "no exit before the frames that the network received"
     torch.testing.assert_close(plan.score, torch.full((40,), 1 / (T - 1)))
     images = torch.rand(3, 2, 2, 8, 8)  # [T, N, C, H, W]
-    assert torch.equal(first_frames(images, True, 2), torch.cat([images[0], images[1]], 1))
-    assert torch.equal(first_frames(images[0], False, 2), images[0])
+    assert torch.equal(first_frames(InputBatch(images, True), 2), torch.cat([images[0], images[1]], 1))
+    assert torch.equal(first_frames(InputBatch(images[0]), 2), images[0])
 
 
-def test_no_rows_make_no_plan():
+def test_an_input_without_rows_has_no_plan():
     assert len(wrapped().infer(X[:, :0])) == 0
 
 
-# -- the network is a guest -------------------------------------------------------------------------------------------
+# -- the policy network as a module -----------------------------------------------------------------------------------
 
 
-def test_plans_are_made_in_evaluation_mode_without_gradients():
+def test_plans_are_computed_in_evaluation_mode_without_gradients():
     net = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, T))
     net[1].eval()
     snn = wrapped(RLPolicy(net))
@@ -199,7 +200,7 @@ def test_the_network_is_a_submodule_of_the_wrapper():
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("hybrid", [False, True])
-def test_a_copy_plans_the_same_and_is_independent(how, hybrid):
+def test_a_copy_makes_equal_plans_and_is_independent(how, hybrid):
     policy = RLPolicy(policy_net())
     snn = wrapped(policy | ConfidencePolicy(0.99, 1.0) if hybrid else policy)
     expected = snn.infer(X)
@@ -216,10 +217,10 @@ def test_a_copy_plans_the_same_and_is_independent(how, hybrid):
     assert torch.equal(snn.infer(X).timesteps, expected.timesteps)
 
 
-# -- refused ----------------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_before_it_is_fitted_the_rl_policy_says_what_to_call():
+def test_before_it_is_fitted_the_rl_policy_names_the_method_to_call():
     with pytest.raises(PolicyError, match=r"no network yet: call fit_policy"):
         wrapped("rl").infer(X)
     assert make_policy("rl") == RLPolicy()
@@ -227,19 +228,19 @@ def test_before_it_is_fitted_the_rl_policy_says_what_to_call():
 
 @pytest.mark.parametrize("candidates", [(), (0, 1), (2, 2), (3, 1), (1.5,), (True,), ("1",)])
 def test_bad_candidates_are_refused(candidates):
-    with pytest.raises(PolicyError, match="candidates must be rising integers"):
+    with pytest.raises(PolicyError, match="candidates must be increasing integers"):
         RLPolicy(candidates=candidates)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: RLPolicy(candidates=(1, 9)), r"candidates \(1, 9\) lie beyond T=5"),
-        (lambda: RLPolicy(frames=6), "first 6 frames, and the sequence has 5"),
+        (lambda: RLPolicy(frames=6), "from the first 6 frames, and the sequence has 5"),
     ],
 )
-def test_candidates_that_do_not_fit_the_network_are_refused(make, says):
-    with pytest.raises(PolicyError, match=says):
+def test_candidates_that_do_not_fit_the_network_are_refused(make, message):
+    with pytest.raises(PolicyError, match=message):
         wrapped(replace(make(), network=policy_net())).infer(X)
 
 
@@ -253,7 +254,7 @@ def test_bad_settings_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("plan", "says"),
+    ("plan", "message"),
     [
         (torch.full((40,), T + 1), "from 6 to 6; they must lie between 1 and 5"),
         (torch.zeros(40, dtype=torch.long), "from 0 to 0"),
@@ -261,15 +262,15 @@ def test_bad_settings_are_refused():
         (torch.ones(39, dtype=torch.long), r"torch.int64 \(39,\)"),
         (torch.ones(40, 1, dtype=torch.long), r"\(40, 1\)"),
         (Plan(torch.ones(40, dtype=torch.long), torch.ones(40, dtype=torch.long)), "score as torch.int64"),
-        ([1] * 40, "must return a Plan or long timesteps, not list"),
+        ([1] * 40, "must return a Plan or a long tensor, not list"),
     ],
 )
-def test_bad_plans_are_refused(plan, says):
+def test_bad_plans_are_refused(plan, message):
     class Bad(PlanPolicy):
         def plan(self, frames: Tensor, timesteps: int):
             return plan
 
-    with pytest.raises(PolicyError, match=says):
+    with pytest.raises(PolicyError, match=message):
         wrapped(Bad()).infer(X)
 
 
@@ -284,24 +285,24 @@ def test_a_plan_earlier_than_its_frames_is_refused():
         wrapped(Hasty()).infer(X)
 
 
-def test_memory_that_is_not_by_row_is_refused():
+def test_policy_state_that_is_not_by_row_is_refused():
     class Odd(ConfidencePolicy):
         def start(self, *arguments):
             return torch.zeros(3)
 
-    with pytest.raises(PolicyError, match=r"Odd.start keeps memory of shape \(3,\)"):
+    with pytest.raises(PolicyError, match=r"Odd.start returned a policy state of shape \(3,\)"):
         wrapped(Odd()).infer(X)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
-        (nn.Linear(FEATURES, T + 2), r"Linear gave torch.float32 \(40, 7\); .* \(40, 5\)"),
-        (nn.Flatten(0), r"Flatten gave torch.float32 \(320,\)"),
+        (nn.Linear(FEATURES, T + 2), r"Linear returned torch.float32 \(40, 7\); .* \(40, 5\)"),
+        (nn.Flatten(0), r"Flatten returned torch.float32 \(320,\)"),
     ],
 )
-def test_a_policy_network_of_the_wrong_shape_is_refused(wrong, says):
-    with pytest.raises(PolicyError, match=says):
+def test_a_policy_network_of_the_wrong_shape_is_refused(wrong, message):
+    with pytest.raises(PolicyError, match=message):
         wrapped(RLPolicy(wrong)).infer(X)
 
 
@@ -317,8 +318,8 @@ def test_rows_with_policy_logits_that_are_not_finite_take_all_timesteps():
     assert torch.equal(plan.timesteps[others], snn.plan(X).timesteps[others])
 
 
-def test_asked_without_a_plan_the_policy_says_so():
-    with pytest.raises(PolicyError, match="plans from the input"):
+def test_deciding_without_a_plan_is_refused():
+    with pytest.raises(PolicyError, match="plans from the input: call start"):
         exit_timesteps(RLPolicy(policy_net()), torch.randn(4, 2, 3))
 
 
@@ -326,11 +327,11 @@ def test_the_rl_policy_is_fitted_not_calibrated():
     data = readable(40, 5)
     with pytest.raises(CalibrationError, match="fitted, not calibrated"):
         wrapped().calibrate(data.batches(), average_timesteps=2.0)
-    with pytest.raises(CalibrationError, match="dial for each of its members"):
+    with pytest.raises(CalibrationError, match="setting for each of its members"):
         wrapped(ConfidencePolicy() | PatiencePolicy()).calibrate(data.batches(), average_timesteps=2.0)
 
 
-# -- policies combine -------------------------------------------------------------------------------------------------
+# -- combinations -----------------------------------------------------------------------------------------------------
 
 MEMBERS = [
     ConfidencePolicy(0.6, 1.0),
@@ -344,18 +345,18 @@ MEMBERS = [
 
 
 def stops(policy: Policy, trace: Tensor) -> Tensor:
-    """What a policy says after every timestep, ``[T, N]``, leave or not."""
-    memory, said = policy.start(torch.zeros(trace.shape[1], 1), False, len(trace), trace.shape[2]), []
+    """The decisions of a policy at every timestep, bool ``[T, N]``."""
+    state, decisions = policy.start(InputBatch(torch.zeros(trace.shape[1], 1)), len(trace), trace.shape[2]), []
     for t, logits in enumerate(trace, start=1):
-        decision = policy.decide(logits, torch.full((len(logits),), t), memory)
-        memory = decision.memory
-        said.append(decision.stop)
-    return torch.stack(said)
+        decision = policy.decide(logits, torch.full((len(logits),), t), state)
+        state = decision.policy_state
+        decisions.append(decision.stop)
+    return torch.stack(decisions)
 
 
-def first(said: Tensor) -> list[int]:
-    timesteps = len(said)
-    return [next((t for t in range(1, timesteps + 1) if said[t - 1, row]), timesteps) for row in range(said.shape[1])]
+def first(decisions: Tensor) -> list[int]:
+    """The first timestep at which each row stops, T if none."""
+    return [next((t for t, stop in enumerate(row, start=1) if stop), len(row)) for row in decisions.T.tolist()]
 
 
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(MEMBERS), min_size=2, max_size=4))
@@ -366,17 +367,17 @@ def test_any_is_the_earliest_and_all_is_the_first_agreement(seed, members):
     for member in members[1:]:
         either, every = either | member, every & member
     exits = {
-        policy: exit_timesteps(policy, trace, policy.start(inputs, False, 6, 3)).tolist()
+        policy: exit_timesteps(policy, trace, policy.start(InputBatch(inputs), 6, 3)).tolist()
         for policy in {either, every, *members}
     }
-    said = [stops(member, trace) for member in members]
+    decisions = [stops(member, trace) for member in members]
     assert exits[either] == [min(each) for each in zip(*(exits[member] for member in members), strict=True)]
-    assert exits[either] == first(torch.stack(said).any(0))
-    assert exits[every] == first(torch.stack(said).all(0))
+    assert exits[either] == first(torch.stack(decisions).any(0))
+    assert exits[every] == first(torch.stack(decisions).all(0))
     assert all(a >= max(e) for a, e in zip(exits[every], zip(*(exits[m] for m in members), strict=True), strict=True))
 
 
-def test_combinations_are_flat_values():
+def test_combinations_are_flat_and_hashable():
     a, b, c = ConfidencePolicy(0.6), PatiencePolicy(2), FixedPolicy(3)
     assert (a | b) | c == a | (b | c) == AnyPolicy((a, b, c))
     assert (a & b) & c == a & (b & c) == AllPolicy((a, b, c))
@@ -385,21 +386,22 @@ def test_combinations_are_flat_values():
     assert len({a | b, a | b, b | a}) == 2
     with pytest.raises(TypeError):
         _ = a | 3
-    with pytest.raises(PolicyError, match="made of policies, not of str"):
+    with pytest.raises(PolicyError, match="combines policies, not str"):
         AnyPolicy((a, "confidence"))
     with pytest.raises(PolicyError, match="at least one"):
         AllPolicy(())
 
 
-def test_scores_are_those_of_the_first_that_stops_the_row():
-    class Say(Policy):
+def test_the_score_is_that_of_the_first_member_that_stops_the_row():
+    class Constant(Policy):
         def __init__(self, stop, score):
-            self.said = Decision(torch.tensor(stop), torch.tensor(score))
+            self.decision = Decision(torch.tensor(stop), torch.tensor(score))
 
-        def decide(self, logits, timestep, memory):
-            return self.said
+        def decide(self, logits, timestep, policy_state):
+            return self.decision
 
-    one, other = Say([True, False, False, True], [1.0, 2.0, 3.0, 4.0]), Say([True, True, False, False], [5.0] * 4)
+    one = Constant([True, False, False, True], [1.0, 2.0, 3.0, 4.0])
+    other = Constant([True, True, False, False], [5.0] * 4)
     logits, timestep = torch.zeros(4, 2), torch.ones(4, dtype=torch.long)
     decision = (one | other).decide(logits, timestep, None)
     assert decision.stop.tolist() == [True, True, False, True]
@@ -410,7 +412,7 @@ def test_scores_are_those_of_the_first_that_stops_the_row():
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-def test_the_plan_of_a_hybrid_is_an_upper_bound(chunk):
+def test_a_plan_or_confidence_exits_no_later_than_planned(chunk):
     net = static_net("spikingjelly")
     x = 3 * torch.randn(30, 6)
     planned = tuple(torch.randint(1, 7, (30,)).tolist())
@@ -426,7 +428,7 @@ def test_the_plan_of_a_hybrid_is_an_upper_bound(chunk):
     assert bool((snn.infer(x).timesteps >= torch.maximum(torch.tensor(planned), alone)).all())
 
 
-def test_what_members_leave_open_is_settled():
+def test_open_settings_of_members_are_settled():
     net = nn.Sequential(nn.Linear(6, 12), neuron.LIFNode(), nn.Linear(12, 3), neuron.LIFNode()).eval()
     snn = EarlyExitWrapper(net, FixedPolicy(6) | (ConfidencePolicy() & PatiencePolicy()), timesteps=6)
     alone = EarlyExitWrapper(net, ConfidencePolicy(), timesteps=6)
@@ -439,7 +441,7 @@ def test_what_members_leave_open_is_settled():
     assert snn.policy is settled
 
 
-def test_a_hybrid_is_fitted_and_reported():
+def test_the_rl_policy_in_a_combination_is_fitted_and_evaluated():
     data = readable(256, 1)
     snn = wrapped(ConfidencePolicy(0.9999, 1.0) & FixedPolicy(1) | RLPolicy(policy_net()))
     snn.fit_policy(data.batches(), data.batches(), beta=0.3, epochs=2)
@@ -451,7 +453,7 @@ def test_a_hybrid_is_fitted_and_reported():
     assert found.policy_cost.operations == snn.policy_fit.policy_operations
 
 
-# -- kept -------------------------------------------------------------------------------------------------------------
+# -- saving -----------------------------------------------------------------------------------------------------------
 
 
 def fitted_wrapper(policy: Policy | str = "rl") -> EarlyExitWrapper:
@@ -459,44 +461,44 @@ def fitted_wrapper(policy: Policy | str = "rl") -> EarlyExitWrapper:
     return wrapped(policy).fit_policy(data.batches(), data.batches(), beta=0.3, epochs=2, max_operations=1e6)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_saved_policy_gives_the_same_plans(tmp_path, own):
-    snn = fitted_wrapper(RLPolicy(policy_net()) if own else "rl")
-    snn.policy.save(tmp_path / "made" / "policy")
-    assert {path.name for path in (tmp_path / "made" / "policy").iterdir()} == {"policy.json", "policy.safetensors"}
-    loaded = RLPolicy.load(tmp_path / "made" / "policy", policy_net(seed=9) if own else None)
+@pytest.mark.parametrize("custom", [False, True])
+def test_a_saved_policy_makes_equal_plans(tmp_path, custom):
+    snn = fitted_wrapper(RLPolicy(policy_net()) if custom else "rl")
+    snn.policy.save(tmp_path / "new" / "policy")
+    assert {path.name for path in (tmp_path / "new" / "policy").iterdir()} == {"policy.json", "policy.safetensors"}
+    loaded = RLPolicy.load(tmp_path / "new" / "policy", policy_net(seed=9) if custom else None)
     assert replace(loaded, network=None) == replace(snn.policy, network=None)
     plan, expected = wrapped(loaded).plan(X), snn.plan(X)
     assert torch.equal(plan.timesteps, expected.timesteps)
     assert torch.equal(plan.score, expected.score)
 
 
-def test_a_saved_policy_is_refused_where_it_does_not_fit(tmp_path):
+def test_a_fitted_policy_is_refused_for_another_task(tmp_path):
     fitted_wrapper().policy.save(tmp_path)
     loaded = RLPolicy.load(tmp_path)
-    with pytest.raises(PolicyError, match=r"fitted for T=5, and the network here has T=4"):
+    with pytest.raises(PolicyError, match=r"fitted for T=5, and this network has T=4"):
         wrapped(loaded).infer(X[:4])
     net = nn.Sequential(nn.Linear(FEATURES, 12), neuron.IFNode()).eval()
-    with pytest.raises(PolicyError, match=r"fitted for 3 classes, and the network here has 12 classes"):
+    with pytest.raises(PolicyError, match=r"fitted for 3 classes, and this network has 12 classes"):
         EarlyExitWrapper(net, loaded, input="sequence").infer(X)
     with pytest.raises(PolicyError, match=r"inputs of shape \(8,\), not \(6,\)"):
         EarlyExitWrapper(static_net("spikingjelly"), loaded, timesteps=5).infer(torch.rand(2, 6))
 
 
-def test_what_is_no_saved_policy_is_refused(tmp_path):
-    with pytest.raises(PolicyError, match="holds no saved policy"):
+def test_a_folder_without_a_valid_policy_is_refused(tmp_path):
+    with pytest.raises(PolicyError, match="contains no saved policy"):
         RLPolicy.load(tmp_path / "nowhere")
     snn = fitted_wrapper()
     snn.policy.save(tmp_path)
-    page = json.loads((tmp_path / "policy.json").read_text())
+    content = json.loads((tmp_path / "policy.json").read_text())
 
     def write(changed):
-        (tmp_path / "policy.json").write_text(json.dumps({**page, **changed}))
+        (tmp_path / "policy.json").write_text(json.dumps({**content, **changed}))
 
     write({"format": 7})
     with pytest.raises(PolicyError, match="in format 7, not a RLPolicy in format 1"):
         RLPolicy.load(tmp_path)
-    write({"settings": {**page["settings"], "architecture": {"kind": "Transformer"}}})
+    write({"settings": {**content["settings"], "architecture": {"kind": "Transformer"}}})
     with pytest.raises(PolicyError, match="unknown policy network 'Transformer'; known: ResNet8, MLP"):
         RLPolicy.load(tmp_path)
     write({"settings": {}})
@@ -511,11 +513,11 @@ def test_what_is_no_saved_policy_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="nothing to save"):
         RLPolicy().save(tmp_path)
     fitted_wrapper(RLPolicy(policy_net())).policy.save(tmp_path)
-    with pytest.raises(PolicyError, match=r"network of your own: give it, RLPolicy\(network"):
+    with pytest.raises(PolicyError, match=r"custom network; pass an instance of it: RLPolicy\(network"):
         RLPolicy.load(tmp_path)
 
 
-def test_missing_safetensors_is_named(tmp_path, monkeypatch):
+def test_missing_safetensors_is_reported_with_its_extra(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
@@ -524,26 +526,26 @@ def test_missing_safetensors_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
-def test_a_state_dict_brings_a_fitted_policy_back(tmp_path, hybrid):
-    confident = ConfidencePolicy(0.9, 1.0)
-    snn = fitted_wrapper(RLPolicy() | confident if hybrid else "rl")
+def test_a_state_dict_restores_a_fitted_policy(tmp_path, hybrid):
+    confidence = ConfidencePolicy(0.9, 1.0)
+    snn = fitted_wrapper(RLPolicy() | confidence if hybrid else "rl")
     torch.save(snn.state_dict(), tmp_path / "snn.pt")
     saved = torch.load(tmp_path / "snn.pt", weights_only=True)
     other = wrapped(RLPolicy() | ConfidencePolicy(0.1) if hybrid else "rl")
     other.load_state_dict(saved)
     assert torch.equal(other.infer(X).timesteps, snn.infer(X).timesteps)
     if hybrid:
-        assert other.policy.members[1] == confident
+        assert other.policy.members[1] == confidence
         with pytest.raises((PolicyError, RuntimeError), match="combines RLPolicy, ConfidencePolicy, this one"):
             wrapped(RLPolicy() | PatiencePolicy()).load_state_dict(saved)
 
 
-def test_a_state_dict_with_a_network_of_ones_own_wants_that_network():
+def test_a_state_dict_with_a_custom_network_needs_that_network():
     snn = fitted_wrapper(RLPolicy(policy_net()))
     other = wrapped(RLPolicy(policy_net(seed=9)))
     other.load_state_dict(snn.state_dict())
     assert torch.equal(other.plan(X).timesteps, snn.plan(X).timesteps)
-    with pytest.raises((PolicyError, RuntimeError), match="network of your own"):
+    with pytest.raises((PolicyError, RuntimeError), match="custom network"):
         wrapped("rl").load_state_dict(snn.state_dict())
     with pytest.raises((PolicyError, RuntimeError), match="saved before fit_policy"):
         other.load_state_dict(wrapped("rl").state_dict())

@@ -14,10 +14,11 @@ from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seenn_plugin import EarlyExitWrapper, module_adapter
+from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter import module_adapter
+from seenn_plugin.adapter.conformance import ModelRaised, Snapshot, raising
+from seenn_plugin.adapter.module_adapter import ModuleAdapter
 from seenn_plugin.errors import ModelRefused
-from seenn_plugin.module_adapter import ModuleAdapter
-from seenn_plugin.testing import ModelRaised, Snapshot, raising
 
 from .invariants import Case, check_alone, check_guest, check_prefix, check_saved, check_slots, check_whole, prescribed
 from .reference import run_spikingjelly
@@ -146,9 +147,9 @@ def test_fresh_rows_bring_their_own():
     snn = assert_right(model, "conv, norm")
     assert isinstance(snn.adapter, ModuleAdapter)
     with counting(model.conv.weight) as stem, torch.no_grad():
-        rows = snn.adapter.begin(images(), False)
+        rows = snn.adapter.begin(snn._input_batch(images()))
         snn.adapter.advance(rows)
-        snn.adapter.place(rows, torch.tensor([1, 3]), images(6)[4:])
+        snn.adapter.place(rows, torch.tensor([1, 3]), snn._input_batch(images(6)[4:]))
         snn.adapter.advance(rows)
     assert stem == [4, 2]
 
@@ -348,13 +349,13 @@ def test_a_hook_may_come_and_go_while_rows_are_in_flight(at):
 
     adapter = snn.adapter
     with torch.no_grad():
-        rows = hooked_during("the start", lambda: adapter.begin(images(), False))
+        rows = hooked_during("the start", lambda: adapter.begin(snn._input_batch(images())))
         hooked_during("a timestep", lambda: adapter.advance(rows))
-        hooked_during("a refill", lambda: adapter.place(rows, torch.tensor([2]), images(N + 1)[N:]))
+        hooked_during("a refill", lambda: adapter.place(rows, torch.tensor([2]), snn._input_batch(images(N + 1)[N:])))
         found = torch.stack([adapter.advance(rows)[0][0] for _ in range(3)])
-        alone = adapter.begin(images(N + 1)[N:], False)
+        alone = adapter.begin(snn._input_batch(images(N + 1)[N:]))
         fresh = torch.stack([adapter.advance(alone)[0][0] for _ in range(3)])
-        others = adapter.begin(images(), False)
+        others = adapter.begin(snn._input_batch(images()))
         old = torch.stack([adapter.advance(others)[0][0] for _ in range(4)])[1:]
     assert len(calls) == (at == "a timestep")
     torch.testing.assert_close(found[:, 2:3], fresh)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.engine import StreamItem
 from seenn_plugin.errors import InputError, ModelRefused, PolicyError
 from seenn_plugin.policies import ConfidencePolicy, Decision, FixedPolicy, PatiencePolicy, Policy
 from seenn_plugin.policies.planned import PlanPolicy
-from seenn_plugin.testing import Snapshot
 
 from .invariants import ReadOffPolicy
 from .rl_tasks import T as READER_T
@@ -84,7 +84,7 @@ def test_soak():
         if chance.random() < 1e-3:
             time.sleep(1e-4)
         unread -= 1
-        assert unread <= 32, "more samples are in flight than there are slots"
+        assert unread <= 32, "more samples are active than there are slots"
         assert not answered[item.key]
         answered[item.key] = True
         steps += item.timesteps
@@ -146,7 +146,7 @@ def test_nothing_is_read_before_there_is_a_slot_for_it(slots, ordered):
         answered += 1
         if not ordered:
             assert len(read) <= answered - 1 + slots
-        # In order, what was found waits for the earliest in flight, which takes T timesteps at most.
+        # In order, what was found waits for the earliest active, which takes T timesteps at most.
         assert len(read) <= answered - 1 + slots * T
     assert answered == 40
 
@@ -236,7 +236,7 @@ class Indexed(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["index of a loop", "growing readout", "growing policy", "full run"])
-def test_rows_that_share_a_clock_are_run_in_lots(kind):
+def test_rows_that_share_a_clock_are_run_in_consecutive_batches(kind):
     torch.manual_seed(0)
     policy, x = ConfidencePolicy(0.35, temperature=1.0), samples(23)
     if kind == "index of a loop":
@@ -250,7 +250,7 @@ def test_rows_that_share_a_clock_are_run_in_lots(kind):
         snn = EarlyExitWrapper(net.eval(), policy, timesteps=T, full_run=True)
     logits, exits = alone(snn, x)
     assert len(set(exits.tolist())) > 1
-    assert "run in lots" in snn.explain(x).facts["slots"]
+    assert "consecutive batches" in snn.explain(x).facts["slots"]
     items = list(snn.stream(x, slots=5))
     with torch.no_grad():
         batch = snn.infer(x)
@@ -267,14 +267,14 @@ def test_rows_that_share_a_clock_are_run_in_lots(kind):
 class Growing(Policy):
     """Remembers all logits, and stops when they have summed up to enough."""
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
-        history = logits[:, None] if memory is None else torch.cat([memory, logits[:, None]], 1)
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        history = logits[:, None] if policy_state is None else torch.cat([policy_state, logits[:, None]], 1)
         total = history.sum((1, 2))
         return Decision(total > 2, total, history)
 
 
 def test_who_can_be_refilled_says_so():
-    assert "taking the places" in wrapped().explain(samples(3)).facts["slots"]
+    assert "take the places" in wrapped().explain(samples(3)).facts["slots"]
 
 
 # -- planned exits ----------------------------------------------------------------------------------------------------
@@ -360,9 +360,9 @@ class FaultyPolicy(Policy):
     inner: Policy
     fault: Any
 
-    def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
         self.fault()
-        return self.inner.decide(logits, timestep, memory)
+        return self.inner.decide(logits, timestep, policy_state)
 
 
 @given(
@@ -478,7 +478,7 @@ def test_a_refused_model_is_refused_at_the_first_answer():
 
 def test_a_policy_that_breaks_its_contract_is_named():
     class Wrong(FixedPolicy):
-        def decide(self, logits: Tensor, timestep: Tensor, memory: Any) -> Decision:
+        def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
             return Decision(timestep >= 3, timestep.double(), torch.zeros(1) if int(timestep.max()) == 2 else None)
 
     snn = wrapped(Wrong(4))

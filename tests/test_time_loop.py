@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import InputError, ModelRefused, ReadoutError
-from seenn_plugin.testing import Snapshot
-from seenn_plugin.time_loop import read_source
+from seenn_plugin.inputs import InputBatch
+from seenn_plugin.stepping.time_loop import read_source
 
 from .invariants import PrescribedPolicy
 
@@ -231,7 +232,7 @@ def test_chunks_are_made_of_single_passes():
 
 def test_one_answer_cannot_be_read_as_outputs_of_single_timesteps():
     kind = next(kind for kind in make_odd_classes(1.0) if kind.__name__ == "DividesInPlace")
-    with pytest.raises(ReadoutError, match="one answer to all timesteps"):
+    with pytest.raises(ReadoutError, match="one prediction for all timesteps"):
         EarlyExitWrapper(kind(), never(), readout="sum").infer(rows())
 
 
@@ -287,7 +288,7 @@ def test_a_pass_that_raises_leaves_rows_and_model_whole():
     model, x = Plain(), rows()
     snn = EarlyExitWrapper(model, never())
     wanted = snn.infer(x).logits
-    rows_in_flight = snn.adapter.begin(x, False)
+    rows_in_flight = snn.adapter.begin(InputBatch(x))
     snn.adapter.advance(rows_in_flight, 2)
     before = Snapshot(model)
     handle = model.fc2.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -582,7 +583,7 @@ def test_the_number_of_rows_is_not_taken_for_that_of_the_passes():
 
 
 def test_sequences_of_other_lengths_are_looked_at_once_each(monkeypatch):
-    from seenn_plugin import module_adapter
+    from seenn_plugin.adapter import module_adapter
 
     looks = []
     discover = module_adapter.discover

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError, TrainingError
 from seenn_plugin.training import Epoch, Recipe, accuracy, tet_loss, train
 from seenn_plugin.training.average import MovingAverage
-from seenn_plugin.training.run import Precision
+from seenn_plugin.training_loop.run import Precision
 
 CLASSES, FEATURES, T = 3, 6, 4
 
@@ -63,8 +63,9 @@ def unrolled(model, x):
 
 def spikingjelly_net():
     pytest.importorskip("spikingjelly")
-    from seenn_spikingjelly.networks import run
     from spikingjelly.activation_based import functional, layer, neuron
+
+    from seenn_plugin.models.spikingjelly import run
 
     net = nn.Sequential(layer.Linear(FEATURES, 24), neuron.LIFNode(), layer.Linear(24, CLASSES))
     functional.set_step_mode(net, "m")

@@ -22,11 +22,11 @@ import torch
 from seenn_plugin import EarlyExitWrapper, accuracy_curve, evaluate
 from seenn_plugin.demo.data import Digits, load
 from seenn_plugin.demo.experiment import MAX_ACCURACY_DROP, NOISE, NOISY_COPIES, TIMESTEPS, train
-from seenn_plugin.demo.networks import Network, conv_net, sew_resnet
 from seenn_plugin.errors import CalibrationError
-from seenn_plugin.metrics import AccuracyCurve
+from seenn_plugin.evaluation.metrics import AccuracyCurve
+from seenn_plugin.evaluation.provenance import machine, versions
+from seenn_plugin.models.digits import Network, conv_net, sew_resnet
 from seenn_plugin.policies import FixedPolicy, RLPolicy
-from seenn_plugin.provenance import machine, versions
 
 BATCH = 64
 EPOCHS = {"train": 40, "noisy": 15}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from seenn_snntorch import SnnTorchAdapter
 
-from seenn_plugin.testing import AdapterConformance
+from seenn_plugin.adapter.conformance import AdapterConformance
 
 from ..snntorch_nets import NetSpec, build
 

@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 import snntorch
 import torch
-from seenn_snntorch.networks import ConvNet, RecurrentNet, run_sequence
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.models.snntorch import ConvNet, RecurrentNet, run_sequence
 from seenn_plugin.training import Recipe, train
 
 from ..invariants import (
@@ -101,7 +101,7 @@ def test_the_convolutional_network_is_taken_as_it_is():
     assert snn.infer(case.inputs).timesteps.max() <= T
     assert "for _ in range(self.num_steps)" in str(found)
     assert "conv1, pool1: computed once for each row" in str(found)
-    assert "can join rows in flight" in str(found)
+    assert "can join active rows" in str(found)
     assert "mean: the outputs are currents" in str(found)
 
 
@@ -111,7 +111,7 @@ def test_the_recurrent_network_is_taken_as_it_is():
     found = snn.explain(case.as_given(case.inputs))
     assert found.refused is None
     assert "lif1.spk (rows on dim 0)" in str(found)
-    assert "can join rows in flight" in str(found)
+    assert "can join active rows" in str(found)
     assert "mean: the outputs are currents" in str(found)
 
 

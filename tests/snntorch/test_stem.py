@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seenn_plugin.errors import ModelRefused
+from seenn_plugin.inputs import InputBatch
 
 from ..invariants import prescribed
 from ..snntorch_nets import FORMS, NEURONS, STATES, NetSpec, build
@@ -137,9 +138,9 @@ def test_a_loop_inside(feedback, stem):
     for row, t in enumerate((1, 5, 2, 5)):
         torch.testing.assert_close(result.logits[row], found[t - 1, row])
     with torch.no_grad():  # fresh rows in the places of others
-        in_flight = snn.adapter.begin(x[:2], False)
+        in_flight = snn.adapter.begin(InputBatch(x[:2]))
         snn.adapter.advance(in_flight)
-        snn.adapter.place(in_flight, torch.tensor([1]), x[3:])
+        snn.adapter.place(in_flight, torch.tensor([1]), InputBatch(x[3:]))
         snn.adapter.advance(in_flight)
         placed = snn.adapter.advance(in_flight)[0][0]
         torch.testing.assert_close(placed, torch.stack([found[2, 0], found[1, 3]]))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from seenn_spikingjelly.converted import small_quantised_resnet
 
-from seenn_plugin.pretrained import Pretrained
+from seenn_plugin.checkpoints.pretrained import Pretrained
+from seenn_plugin.models.converted import small_quantised_resnet
 
 from .test_networks import HAS_SPIKFORMER
 

@@ -6,7 +6,7 @@ import torch
 from seenn_spikingjelly import SpikingJellyAdapter
 from spikingjelly.activation_based import functional
 
-from seenn_plugin.testing import AdapterConformance
+from seenn_plugin.adapter.conformance import AdapterConformance
 
 from ..spikingjelly_nets import NetSpec, build
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from seenn_spikingjelly.converted import QCFS, convert, run, small_converted_resnet, small_quantised_resnet
 from spikingjelly.activation_based import neuron
 from torch import nn
 
-from seenn_plugin.pretrained import Card, Pretrained
+from seenn_plugin.checkpoints.pretrained import Card, Pretrained
+from seenn_plugin.models.converted import QCFS, convert, run, small_converted_resnet, small_quantised_resnet
 
 IMAGES = (8, 3, 16, 16)
 
@@ -105,7 +105,7 @@ def test_it_comes_back_from_disk(tmp_path):
     ann = trained_like(small_quantised_resnet(channels=4), images.double()).float()
     arguments = {"channels": 4}
     card = Card(
-        *("a title", "seenn_spikingjelly.converted:small_converted_resnet", arguments, {"timesteps": 4}),
+        *("a title", "seenn_plugin.models.converted:small_converted_resnet", arguments, {"timesteps": 4}),
         *("seenn_plugin.data:cifar10", {}, "made up", [], 0),
     )
     made = Pretrained(convert(ann, images), card)

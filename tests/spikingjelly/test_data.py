@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from seenn_spikingjelly import data
-from seenn_spikingjelly.data import cifar10_dvs, dvs128_gesture, nmnist
 from spikingjelly import datasets
 from spikingjelly.datasets.cifar10_dvs import CIFAR10DVS
 from spikingjelly.datasets.dvs128_gesture import DVS128Gesture
 from spikingjelly.datasets.n_mnist import NMNIST
 from torch.utils.data import DataLoader, Dataset
 
+from seenn_plugin.data import events as data
+from seenn_plugin.data.events import cifar10_dvs, dvs128_gesture, nmnist
 from seenn_plugin.errors import InputError, OptionalDependencyError
 
 OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

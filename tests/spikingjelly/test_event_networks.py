@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from seenn_spikingjelly.event_networks import event_vgg
-from seenn_spikingjelly.networks import run_sequence
 from spikingjelly.activation_based import neuron
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper
 from seenn_plugin.errors import InputError
+from seenn_plugin.models.events import event_vgg
+from seenn_plugin.models.spikingjelly import run_sequence
 from seenn_plugin.policies import ConfidencePolicy, FixedPolicy
 
 from ..spikingjelly_nets import make_fire, randomise

@@ -8,9 +8,9 @@ from spikingjelly.activation_based import functional, layer, neuron, rnn
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import ModelRefused
 from seenn_plugin.policies import FixedPolicy
-from seenn_plugin.testing import Snapshot
 
 FEATURES, CLASSES, STEPS, ROWS = 6, 3, 4, 3
 
@@ -99,7 +99,7 @@ def test_a_network_of_recurrent_layers_alone_is_taken(last):
 
 
 def test_rows_folded_into_the_time_of_a_neuron_are_refused_by_that_name():
-    with pytest.raises(ModelRefused, match="takes rows for timesteps"):
+    with pytest.raises(ModelRefused, match="treats rows as timesteps"):
         EarlyExitWrapper(RowsFoldedIntoTime(), timesteps=STEPS).infer(rows())
 
 

@@ -14,8 +14,8 @@ from spikingjelly.activation_based.model import parametric_lif_net, sew_resnet, 
 from torch import nn
 
 from seenn_plugin import EarlyExitWrapper
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import InputError, ModelRefused
-from seenn_plugin.testing import Snapshot
 
 from ..invariants import (
     FIRING,

@@ -7,14 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from seenn_spikingjelly.converted import convert, small_quantised_resnet
-from seenn_spikingjelly.converted import run as run_converted
-from seenn_spikingjelly.networks import resnet19, run, sew_resnet18, small_sew_resnet, spikformer
 from spikingjelly.activation_based import functional
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from seenn_plugin.errors import OptionalDependencyError
+from seenn_plugin.models.converted import convert, small_quantised_resnet
+from seenn_plugin.models.converted import run as run_converted
+from seenn_plugin.models.spikingjelly import resnet19, run, sew_resnet18, small_sew_resnet, spikformer
 from seenn_plugin.training import Recipe, train
 
 from ..invariants import (

@@ -10,7 +10,7 @@ from seenn_spikingjelly.multi_step import MultiStepStepper
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
-from seenn_plugin.stem import StemStepper
+from seenn_plugin.stepping.stem import StemStepper
 
 from ..invariants import Case, check_alone, check_saved, check_slots, check_whole, prescribed
 from ..reference import run_spikingjelly

@@ -33,7 +33,7 @@ class Entry:
         readout_asked: the readout that the wrapper is told; ``"auto"`` where the model's own answer settles it.
         sequence: the input has a time axis.
         time_dim: 0 where the model takes ``[T, N, ...]``, 1 where it takes ``[N, T, ...]``.
-        refillable: whether fresh rows can join rows in flight.
+        refillable: whether fresh rows can join active rows.
         sample: makes input from a shape and a generator, in [0, 1] by default.
         options: further arguments of the wrapper.
     """

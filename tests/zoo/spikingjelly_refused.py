@@ -27,7 +27,7 @@ LOOP = r"loop|while"
 MEAN = r"mean|average|read ?out"
 
 
-class Around(nn.Module):
+class DelegatingStepper(nn.Module):
     """A network in multi-step mode that repeats its input, with a part under test in the middle."""
 
     def __init__(self, part: Callable[[Tensor], Tensor], width: int = 12) -> None:
@@ -327,14 +327,16 @@ def refused(
 def of_one_generation() -> list[Refused]:
     if OLD:
         return [
-            refused("Delay in multi-step mode", lambda: Around(layer.Delay(1, step_mode="m")), ANEW),
+            refused("Delay in multi-step mode", lambda: DelegatingStepper(layer.Delay(1, step_mode="m")), ANEW),
         ]
     return [
-        refused("PSN", lambda: Around(neuron.PSN(T)), ALL_AT_ONCE),
-        refused("MaskedPSN", lambda: Around(neuron.MaskedPSN(2, T, lambda_init=1.0, step_mode="m")), ALL_AT_ONCE),
-        refused("SlidingPSN", lambda: Around(sliding_psn()), f"{ANEW}|{ALL_AT_ONCE}"),
+        refused("PSN", lambda: DelegatingStepper(neuron.PSN(T)), ALL_AT_ONCE),
+        refused(
+            "MaskedPSN", lambda: DelegatingStepper(neuron.MaskedPSN(2, T, lambda_init=1.0, step_mode="m")), ALL_AT_ONCE
+        ),
+        refused("SlidingPSN", lambda: DelegatingStepper(sliding_psn()), f"{ANEW}|{ALL_AT_ONCE}"),
         refused("GatedLIF", lambda: AroundImages(neuron.GatedLIFNode(T, inplane=4)), ALL_AT_ONCE, IMAGE),
-        refused("DSR", lambda: Around(neuron.DSRIFNode(T, v_threshold=1.5, alpha=0.8)), ANEW),
+        refused("DSR", lambda: DelegatingStepper(neuron.DSRIFNode(T, v_threshold=1.5, alpha=0.8)), ANEW),
         # In 0.0.0.0.14 the two are no modules and cannot be called.
         refused("temporal attention", lambda: AroundImages(layer.TemporalWiseAttention(T, 2)), ALL_AT_ONCE, IMAGE),
         refused(
@@ -343,22 +345,22 @@ def of_one_generation() -> list[Refused]:
             ALL_AT_ONCE,
             IMAGE,
         ),
-        refused("TEBN", lambda: Around(temporal_norm()), ALL_AT_ONCE),
+        refused("TEBN", lambda: DelegatingStepper(temporal_norm()), ALL_AT_ONCE),
         refused("non-spiking node that decodes", DecodesMembrane, ANEW),
     ]
 
 
 REFUSED: list[Refused] = [
-    refused("a matrix over time", lambda: Around(MixesTimesteps()), ALL_AT_ONCE),
-    refused("attention over time", lambda: Around(AttendsToTime(12)), ALL_AT_ONCE),
-    refused("normalisation over time", lambda: Around(NormalisesOverTime()), ALL_AT_ONCE),
-    refused("a factor for each timestep", lambda: Around(ScalesEachTimestep()), ALL_AT_ONCE),
+    refused("a matrix over time", lambda: DelegatingStepper(MixesTimesteps()), ALL_AT_ONCE),
+    refused("attention over time", lambda: DelegatingStepper(AttendsToTime(12)), ALL_AT_ONCE),
+    refused("normalisation over time", lambda: DelegatingStepper(NormalisesOverTime()), ALL_AT_ONCE),
+    refused("a factor for each timestep", lambda: DelegatingStepper(ScalesEachTimestep()), ALL_AT_ONCE),
     refused("a layer in both directions", BothDirections, f"{ALL_AT_ONCE}|{ANEW}", **sequence(0)),
-    refused("a node that loops over time itself", lambda: Around(LoopsOverTimeItself()), ANEW),
-    refused("batch mean", lambda: Around(MinusBatchMean(1)), ROWS),
+    refused("a node that loops over time itself", lambda: DelegatingStepper(LoopsOverTimeItself()), ANEW),
+    refused("batch mean", lambda: DelegatingStepper(MinusBatchMean(1)), ROWS),
     refused("batch mean in a loop", lambda: InALoop(MinusBatchMean(0)), ROWS),
     refused("batch statistics", lambda: InALoop(nn.BatchNorm1d(12, track_running_stats=False)), ROWS),
-    refused("attention over rows", lambda: Around(AttendsToRows()), ROWS),
+    refused("attention over rows", lambda: DelegatingStepper(AttendsToRows()), ROWS),
     refused("attention over rows in a loop", lambda: InALoop(AttendsToRows()), ROWS),
     refused("a level that rows share", lambda: InALoop(SharedLevel(12)), ROWS),
     refused("Poisson encoder", lambda: InALoop(encoding.PoissonEncoder()), CHANCE),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 
 import pytest
 import snntorch
@@ -14,31 +12,22 @@ from torch import Tensor
 
 from seenn_plugin import EarlyExitWrapper
 
-from ..invariants import (
-    FIRING,
-    Case,
-    Rule,
-    check_alone,
-    check_guest,
-    check_prefix,
-    check_refused,
-    check_saved,
-    check_slots,
-    check_whole,
-    firing_rate,
-    prescribed,
+from ..closeness import assert_close
+from ..invariants import FIRING, Case, check_refused, firing_rate, prescribed
+from ..reference import run_snntorch
+from .entry import Entry
+from .scaffolding import (
+    ROWS,
+    InvariantTests,
+    RefillableTests,
+    confidence,
+    each,
+    exits_under,
+    mixed,
+    refused_case,
 )
-from ..reference import exit_alone, run_snntorch
-from .entry import Entry, Refused
 from .snntorch_models import ENTRIES, RANDOM_ENCODERS, as_outputs, own
 from .snntorch_refused import REFUSED
-
-ROWS = 5
-
-
-def each(entries: Sequence[Entry | Refused]) -> Callable:
-    return pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in entries])
-
 
 each_model = each(ENTRIES)
 each_encoder = each(RANDOM_ENCODERS)
@@ -51,33 +40,11 @@ def _case(name: str) -> Case:
 
 @pytest.fixture
 def case(entry: Entry) -> Case:
-    """The model's case, with one wrapper for all tests: every new one looks at the model again."""
+    """The model's case, with one wrapper for all tests: every new one inspects the model again."""
     case = _case(entry.name)
     if case.wrapper is None:
-        case.wrapper = case.wrap(_mixed(case))
+        case.wrapper = case.wrap(mixed(case.timesteps))
     return case
-
-
-def _mixed(case: Case) -> Rule:
-    """Rows leave at the first timestep, at the last, and in between; two at the same."""
-    return prescribed(2, case.timesteps, 1, 3, 2)
-
-
-def _confidence(trace: Tensor) -> Rule:
-    """A confidence rule under which rows of a trace ``[T, N, C]`` leave at different timesteps.
-
-    Its threshold lies in the middle between two confidences, so that rounding decides nothing.
-    """
-    n = trace.shape[1]
-    levels = trace.double().softmax(-1).amax(-1)[:-1].flatten().unique()
-    best: tuple[int, float, Rule] | None = None
-    for low, high in pairwise(levels):
-        rule = Rule("confidence", {"threshold": float(low + high) / 2, "temperature": 1.0})
-        exits = {exit_alone(rule.name, rule.settings, trace[:, row], row)[0] for row in range(n)}
-        if high - low > 1e-3 and len(exits) > 1 and (best is None or (len(exits), high - low) > best[:2]):
-            best = (len(exits), float(high - low), rule)
-    assert best is not None, "no threshold lets rows leave at different timesteps"
-    return best[2]
 
 
 def _decision(outputs: Tensor, readout: str) -> Tensor:
@@ -120,7 +87,7 @@ def test_rows_together_answer_as_rows_alone(entry):
         for t, outputs in enumerate(together):
             for place, output in enumerate(outputs):
                 wanted = torch.cat([case.answers[row][t][place] for row in rows])
-                torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-5)
+                assert_close(output, wanted)
 
 
 @each([entry for entry in ENTRIES if entry.sequence])
@@ -133,73 +100,31 @@ def test_the_reference_does_not_look_ahead(entry):
             outputs = entry.prefix(case.model, case.as_given(frames), entry.timesteps)
             for place, output in enumerate(outputs[t - 1]):
                 wanted = torch.cat([case.answers[row][t - 1][place] for row in range(ROWS)])
-                torch.testing.assert_close(output, wanted, rtol=1e-4, atol=1e-5)
-
-
-@each_model
-def test_rows_have_reason_to_leave_at_different_timesteps(entry):
-    trace = _case(entry.name).trace
-    rule = _confidence(trace)
-    exits = {exit_alone(rule.name, rule.settings, trace[:, row], row)[0] for row in range(ROWS)}
-    assert min(exits) < entry.timesteps
-    assert len(exits) > 1
+                assert_close(output, wanted)
 
 
 # -- the invariants -------------------------------------------------------------------------------------------------
 
 
 @each_model
-def test_whole(case):
-    check_whole(case)
-
-
-@each_model
-def test_prefix(case):
-    check_prefix(case, _mixed(case))
-    check_prefix(case, _confidence(case.trace))
-
-
-@each_model
-def test_alone(case):
-    check_alone(case, _mixed(case), [3, 0, 1])
-    check_alone(case, _confidence(case.trace), [4, 2, 2, 0, 1, 3, 1])
+class TestInvariants(InvariantTests):
+    def other_models(self, case):
+        other = _case(ENTRIES[0].name)
+        with torch.no_grad():
+            other.run(other.model, torch.stack([other.inputs] * 2))
+        return [other.model] if case is not other else []
 
 
 @each([entry for entry in ENTRIES if entry.refillable])
-def test_alone_in_places_that_others_had(case):
-    check_slots(case, _mixed(case), slots=2)
-
-
-@each_model
-def test_guest(case):
-    other = _case(ENTRIES[0].name)
-    with torch.no_grad():
-        other.run(other.model, torch.stack([other.inputs] * 2))
-    others = [other.model] if case is not other else []
-    check_guest(replace(case, wrapper=None), _mixed(case), failing_call=2, others=others)
-
-
-@each_model
-def test_saved(case):
-    check_saved(case, _mixed(case))
+class TestRefillable(RefillableTests):
+    pass
 
 
 # -- what must be refused -------------------------------------------------------------------------------------------
 
 
-def _refused_case(entry: Refused) -> Case:
-    generator = torch.Generator().manual_seed(8)
-    shape = (entry.timesteps, ROWS, *entry.row) if entry.sequence else (ROWS, *entry.row)
-    return Case(
-        entry.build(),
-        run_snntorch,  # no row alone is looked at
-        torch.rand(shape, generator=generator),
-        entry.timesteps,
-        layers=[],
-        sequence=entry.sequence,
-        time_dim=entry.time_dim,
-        options=entry.options,
-    )
+def _refused_case(entry) -> Case:
+    return refused_case(entry, run_snntorch, seed=8)  # no row alone is run
 
 
 @each(REFUSED)
@@ -250,16 +175,16 @@ def test_whole_under_a_seed(entry):
 @each_encoder
 def test_prefix_under_a_seed(entry):
     case = entry.case(ROWS)
-    snn: EarlyExitWrapper = case.wrap(_mixed(case))
+    snn: EarlyExitWrapper = case.wrap(mixed(case.timesteps))
     _seeded(lambda: snn.infer(case.inputs))
     trace = _seeded(lambda: snn.trace(case.inputs))
     made = _seeded(lambda: entry.prefix(case.model, case.inputs, entry.timesteps))
     outputs = torch.stack([step[0] for step in made])
     wanted = torch.stack([_decision(outputs[: t + 1], entry.readout) for t in range(case.timesteps)])
     torch.testing.assert_close(trace, wanted)
-    for rule in (_mixed(case), _confidence(trace)):
+    for rule in (mixed(case.timesteps), confidence(trace)):
         snn.policy = rule.policy()
         result = _seeded(lambda: snn.infer(case.inputs))
-        exits = [exit_alone(rule.name, rule.settings, trace[:, row], row)[0] for row in range(ROWS)]
+        exits = exits_under(rule, trace)
         assert result.timesteps.tolist() == exits
         torch.testing.assert_close(result.logits, torch.stack([trace[t - 1, row] for row, t in enumerate(exits)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seenn_plugin.module_adapter import ModuleAdapter
+from seenn_plugin.adapter.module_adapter import ModuleAdapter
 
 
 class ToyRnn(nn.Module):

@@ -12,14 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from seenn_spikingjelly import SpikingJellyAdapter, neuron_step
-from seenn_spikingjelly.neuron_step import NeuronStep, NeuronSteps
+from seenn_spikingjelly import SpikingJellyAdapter
+from seenn_spikingjelly import fused_neurons as neuron_step
+from seenn_spikingjelly.fused_neurons import FusedNeuron, FusedNeurons
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.module_state import same
-from seenn_plugin.testing import Snapshot
+from seenn_plugin.adapter.conformance import Snapshot
+from seenn_plugin.inputs import InputBatch
+from seenn_plugin.state.values import same
 
 T, N = 4, 5
 
@@ -32,7 +34,7 @@ def make(kind: str, tau: float, decay_input: bool, **options: Any) -> Any:
     return neuron.ParametricLIFNode(init_tau=tau, decay_input=decay_input, **options).eval()
 
 
-def went_the_short_way(steps: NeuronSteps, dtype: torch.dtype) -> bool:
+def went_the_short_way(steps: FusedNeurons, dtype: torch.dtype) -> bool:
     return all(step._is_equal.get(dtype, False) for step in steps._steps) and bool(steps._steps)
 
 
@@ -62,7 +64,7 @@ def test_equals_the_framework_bit_by_bit(node, dtype, shape, start, block, seed)
     if start is not None:
         node.v = 0.125 if start == "another number" else torch.randn(shape, generator=generator, dtype=dtype)
     own = copy.deepcopy(node)
-    steps = NeuronSteps([node])
+    steps = FusedNeurons([node])
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(neuron_step, "_BLOCK", block)
         for _ in range(T):
@@ -70,7 +72,7 @@ def test_equals_the_framework_bit_by_bit(node, dtype, shape, start, block, seed)
             x[torch.rand(shape, generator=generator) < 0.2] = node.v_threshold  # at the threshold exactly, from rest
             given_x, before = x.clone(), node.v
             kept = before.clone() if isinstance(before, Tensor) else before
-            with steps.lent():
+            with steps.patched():
                 spike = node(x)
             assert same([spike, node.v], [own(x), own.v])
             assert same([x, before], [given_x, kept]), "input or old state was written"
@@ -100,7 +102,7 @@ def test_equals_the_framework_bit_by_bit_in_every_dense_layout(node, layout, lay
     v = v[:1].expand(shape) if layout_of_v == "expanded" and shape[0] else LAYOUTS.get(layout_of_v, torch.clone)(v)
     node.v = v
     own = copy.deepcopy(node)
-    steps = NeuronSteps([node])
+    steps = FusedNeurons([node])
     short_way, taken = neuron_step._Step.__call__, []
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(neuron_step, "_BLOCK", block)
@@ -111,7 +113,7 @@ def test_equals_the_framework_bit_by_bit_in_every_dense_layout(node, layout, lay
             given_x, before = x.clone(), node.v
             kept = before.clone()
             taken.clear()
-            with steps.lent():
+            with steps.patched():
                 spike = node(x)
             assert taken
             assert same([spike, node.v], [own(x), own.v])
@@ -152,12 +154,12 @@ FALLBACKS: dict[str, Callable[[], Any]] = {
 def test_what_is_not_known_runs_the_frameworks_code(what, monkeypatch):
     node = FALLBACKS[what]()
     own = copy.deepcopy(node)
-    steps = NeuronSteps([node])
+    steps = FusedNeurons([node])
     monkeypatch.setattr(neuron_step._Step, "__call__", _never)
     with torch.no_grad():
         for seed in range(3):
             x = torch.randn(N, 6, generator=torch.Generator().manual_seed(seed))
-            with steps.lent():
+            with steps.patched():
                 spike = node(x)
             assert same([spike, node.v], [own(x), own.v])
 
@@ -182,7 +184,7 @@ def test_inputs_that_are_not_known_run_the_frameworks_code(make_x, monkeypatch):
     x = make_x(torch.randn(N, 3, 4, 4))
     monkeypatch.setattr(neuron_step._Step, "__call__", _never)
     with torch.set_grad_enabled(x.requires_grad):
-        with NeuronSteps([node]).lent():
+        with FusedNeurons([node]).patched():
             spike = node(x)
         assert same([spike.detach(), node.v.detach()], [own(x).detach(), own.v.detach()])
         assert spike.stride() == own(x).stride()
@@ -195,15 +197,15 @@ def test_multi_step_calls_run_the_frameworks_code(monkeypatch):
     own = copy.deepcopy(node)
     monkeypatch.setattr(neuron_step._Step, "__call__", _never)
     x = torch.randn(T, N, 6)
-    with torch.no_grad(), NeuronSteps([node]).lent():
+    with torch.no_grad(), FusedNeurons([node]).patched():
         assert torch.equal(node(x), own(x))
 
 
 def test_an_input_of_another_shape_is_the_frameworks_to_handle():
     node = make("LIF", 2.0, True)
     own = copy.deepcopy(node)
-    steps = NeuronSteps([node])
-    with torch.no_grad(), steps.lent():
+    steps = FusedNeurons([node])
+    with torch.no_grad(), steps.patched():
         for n in (4, 1, 4):
             x = torch.randn(n, 6)
             try:
@@ -221,8 +223,8 @@ def test_a_formula_that_is_not_the_frameworks_is_found_out(monkeypatch):
     monkeypatch.setattr(
         neuron_step._Step, "_leak", lambda self, v, drive, h, factor, sign: torch.lerp(v, h, 0.4, out=h)
     )
-    steps = NeuronSteps([node])
-    with torch.no_grad(), steps.lent():
+    steps = FusedNeurons([node])
+    with torch.no_grad(), steps.patched():
         for _ in range(2):
             x = torch.randn(N, 6)
             assert same([node(x), node.v], [own(x), own.v])
@@ -257,9 +259,9 @@ def full(model: nn.Sequential, x: Tensor) -> list[Tensor]:
         return [model(x) for _ in range(T)]
 
 
-def steps_of(snn: EarlyExitWrapper) -> NeuronSteps:
+def steps_of(snn: EarlyExitWrapper) -> FusedNeurons:
     assert isinstance(snn.adapter, SpikingJellyAdapter)
-    return snn.adapter._neuron_steps
+    return snn.adapter._fused_neurons
 
 
 @pytest.fixture
@@ -284,8 +286,8 @@ def test_the_reference_of_the_checks_is_the_frameworks_own_code(x, monkeypatch):
     snn = wrap(network())
     with torch.no_grad():
         snn.infer(x)
-        monkeypatch.setattr(NeuronStep, "__call__", _never)
-        assert snn.adapter.reference(x, False, T) is not None
+        monkeypatch.setattr(FusedNeuron, "__call__", _never)
+        assert snn.adapter.reference(InputBatch(x), T) is not None
         with pytest.raises(AssertionError, match="short way"):
             snn.infer(x)
 
@@ -320,7 +322,7 @@ def test_a_model_that_raises_gets_its_neurons_back_and_the_rows_go_on(x):
     snn = wrap(model)
     with torch.no_grad():
         snn.infer(x)
-        rows = snn.adapter.begin(x, False)
+        rows = snn.adapter.begin(InputBatch(x))
         first = snn.adapter.advance(rows)[0]
         snapshot = Snapshot(model)
         handle = model[6].register_forward_pre_hook(_raise)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seenn_plugin.layout import channels_last, is_dense, same_layout, select
+from seenn_plugin.state.memory_format import channels_last, is_dense, same_format, select
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_dense_means_without_gaps_and_overlaps(shape, strides, dense):
 
 def test_dimensions_of_size_1_do_not_make_a_layout():
     x = torch.empty(5, 1, 3, 3)
-    assert same_layout(x, x.contiguous(memory_format=torch.channels_last))
-    assert not same_layout(torch.empty(5, 2, 3, 3), torch.empty(5, 2, 3, 3).to(memory_format=torch.channels_last))
+    assert same_format(x, x.contiguous(memory_format=torch.channels_last))
+    assert not same_format(torch.empty(5, 2, 3, 3), torch.empty(5, 2, 3, 3).to(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 2, 3)])

@@ -24,12 +24,13 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.adapter import Adapter
+from seenn_plugin.acceleration.optimized_copy import OptimizedCopy
+from seenn_plugin.adapter.conformance import Snapshot
+from seenn_plugin.adapter.contract import Adapter
 from seenn_plugin.errors import AdapterError, InputError, ModelRefused
-from seenn_plugin.module_state import tensors
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import RLPolicy
-from seenn_plugin.prepared import PreparedAdapter
-from seenn_plugin.testing import Snapshot
+from seenn_plugin.state.values import tensors
 
 from .invariants import Case, check_alone, check_guest, check_prefix, check_saved, check_stream, check_whole
 from .reference import run_snntorch, run_spikingjelly
@@ -131,10 +132,10 @@ def wrap(model: nn.Module, *, policy: Any = "fixed", **options: Any) -> EarlyExi
     return EarlyExitWrapper(model, policy, **{"timesteps": T, "readout": "last", **options})
 
 
-def copy_of(snn: EarlyExitWrapper, x: Tensor) -> PreparedAdapter:
-    inputs = snn._rows(x)
-    adapter = snn._running(inputs, snn._look(inputs))
-    assert isinstance(adapter, PreparedAdapter)
+def copy_of(snn: EarlyExitWrapper, x: Tensor) -> OptimizedCopy:
+    inputs = snn._input_batch(x)
+    adapter = snn._running(snn._inspect(inputs), inputs, snn._slots)
+    assert isinstance(adapter, OptimizedCopy)
     return adapter
 
 
@@ -204,11 +205,11 @@ def test_rows_can_take_the_places_of_others(options):
     x = frames(1)
     own, adapter = trace(wrap(jelly(3)), x), copy_of(snn, x)
     with torch.no_grad():
-        rows = adapter.begin(x[:2], False)
+        rows = adapter.begin(InputBatch(x[:2]))
         adapter.advance(rows)
-        layouts = [value.stride() for value in tensors(rows.memory.values)]
-        adapter.place(rows, torch.tensor([1]), x[2:3])
-        assert [value.stride() for value in tensors(rows.memory.values)] == layouts
+        layouts = [value.stride() for value in tensors(rows.state.values)]
+        adapter.place(rows, torch.tensor([1]), InputBatch(x[2:3]))
+        assert [value.stride() for value in tensors(rows.state.values)] == layouts
         outputs = [adapter.advance(rows)[0][0] for _ in range(2)]
     assert torch.equal(torch.stack(outputs)[:, 0], own[1:3, 0])
     assert torch.equal(torch.stack(outputs)[:, 1], own[:2, 2])
@@ -253,9 +254,9 @@ def test_folding_with_statistics_of_any_kind_agrees():
     membranes = []
     for adapter in (wrap(model).adapter, copy_of(wrap(model, fold=True), frames())):
         with torch.no_grad():
-            rows = adapter.begin(frames(), False)
+            rows = adapter.begin(InputBatch(frames()))
             adapter.advance(rows)
-            membranes.append(adapter.inspect(rows))
+            membranes.append(adapter.state_tensors(rows))
     for own, found in zip(*membranes, strict=True):
         torch.testing.assert_close(own, found)
 
@@ -488,19 +489,19 @@ def test_layers_run_in_the_dtype_and_neurons_in_float32():
         handles = []
         adapter = copy_of(snn, x)
         for module in adapter.model.modules():
-            kind = "neuron" if module in set(adapter.twin.neurons) else "layer"
+            kind = "neuron" if module in set(adapter.inner.neurons) else "layer"
             if kind == "neuron" or isinstance(module, nn.Conv2d | nn.Linear):
                 note = dtypes[kind]
                 handles.append(module.register_forward_hook(lambda m, i, output, note=note: note.add(output.dtype)))
                 assert kind == "neuron" or all(p.dtype == torch.bfloat16 for p in module.parameters())
         with torch.no_grad():
-            rows = adapter.begin(x, False)
+            rows = adapter.begin(InputBatch(x))
             outputs = adapter.advance(rows)
         for handle in handles:
             handle.remove()
         assert dtypes == {"layer": {torch.bfloat16}, "neuron": {torch.float32}}
         assert outputs[0].dtype == torch.float32
-        assert {state.dtype for state in adapter.inspect(rows)} == {torch.float32}
+        assert {state.dtype for state in adapter.state_tensors(rows)} == {torch.float32}
 
 
 class Accumulates(nn.Module):
@@ -661,7 +662,7 @@ def test_the_copy_is_no_part_of_the_wrapper_and_copies_make_their_own(options):
 def test_settings_of_the_adapter_are_kept():
     adapter = partial(SpikingJellyAdapter, step_mode="m")
     snn = wrap(jelly(3, step_mode="m"), fold=True, adapter=adapter)
-    twin = copy_of(snn, frames()).twin
+    twin = copy_of(snn, frames()).inner
     assert isinstance(twin, SpikingJellyAdapter)
     assert twin._given_mode == "m"
 

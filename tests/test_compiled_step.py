@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
-from seenn_plugin.captured_check import Disagrees, check_captured
-from seenn_plugin.captured_step import CaptureSettings
-from seenn_plugin.cuda_graph import GraphStep, Recorder
+from seenn_plugin.acceleration import CompiledAdapter
+from seenn_plugin.acceleration.compiled_check import Disagrees, check_compiled
+from seenn_plugin.acceleration.compiled_step import CompileSettings
+from seenn_plugin.acceleration.cuda_graph import GraphStep, Recorder
+from seenn_plugin.adapter import ModuleAdapter
+from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import AdapterError, InputError
+from seenn_plugin.inputs import InputBatch
 from seenn_plugin.policies import FixedPolicy
-from seenn_plugin.testing import Snapshot
 
 from . import snntorch_nets, spikingjelly_nets
 from .invariants import (
@@ -44,7 +47,7 @@ class FakeRecorder(Recorder):
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def why_not(self, device: torch.device) -> str:
+    def blocker(self, device: torch.device) -> str:
         return ""
 
     def record(self, work: Callable[[], list[Tensor]], device: torch.device) -> tuple[list[Tensor], Callable[[], None]]:
@@ -63,8 +66,15 @@ class FakeRecorder(Recorder):
 def captured(model: nn.Module, rows: tuple[int, ...], **options: Any) -> tuple[EarlyExitWrapper, FakeRecorder]:
     """A wrapper whose timesteps of these numbers of rows are recorded, and what records them."""
     snn, recorder = EarlyExitWrapper(model, **options), FakeRecorder()
-    snn.capture = snn.adapter.capture = CaptureSettings(rows, compile=False, recorder=recorder)
+    snn._compile = CompileSettings(rows, compile=False, recorder=recorder)
     return snn, recorder
+
+
+def adapter_of(snn: EarlyExitWrapper) -> CompiledAdapter:
+    """The adapter with which the wrapper runs its rows."""
+    assert isinstance(snn.adapter, ModuleAdapter)
+    assert snn._compile is not None
+    return CompiledAdapter(snn.adapter, snn._compile, snn._compiled_steps)
 
 
 def spiking_net(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -108,12 +118,12 @@ def captured_case(case: Case, rows: tuple[int, ...]) -> FakeRecorder:
     case.chunk = 1
     case.wrapper = None
     snn, recorder = case.wrap(rule), FakeRecorder()
-    snn.capture = snn.adapter.capture = CaptureSettings(rows, compile=False, recorder=recorder)
-    case.wrapper = snn
+    snn._compile = CompileSettings(rows, compile=False, recorder=recorder)
+    case.wrapper, case.adapter = snn, adapter_of(snn)
     return recorder
 
 
-@pytest.mark.filterwarnings("ignore:.*not captured.*:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*not compiled.*:RuntimeWarning")
 @each_framework
 @settings(max_examples=8)
 @given(data=st.data())
@@ -142,25 +152,25 @@ def test_rows_that_leave_come_and_interleave(framework, sequence):
     plain = EarlyExitWrapper(model, FixedPolicy(6), **options)
     snn, recorder = captured(model, (2, 4), policy=FixedPolicy(6), **options)
     with torch.no_grad():
-        adapter = snn.adapter
+        adapter = adapter_of(snn)
 
         def some(*rows: int) -> Tensor:
             return inputs[:, list(rows)] if sequence else inputs[list(rows)]
 
-        own = plain.adapter.begin(some(*range(8)), sequence)
+        own = plain.adapter.begin(InputBatch(some(*range(8)), sequence))
         wanted = [plain.adapter.advance(own)[0][0] for _ in range(6)]
-        first, second = adapter.begin(some(0, 1, 2, 3), sequence), adapter.begin(some(4, 5, 6, 7), sequence)
+        first, second = (adapter.begin(InputBatch(some(*r), sequence)) for r in ((0, 1, 2, 3), (4, 5, 6, 7)))
         for t in range(2):
             assert_agree(adapter.advance(first)[0][0], wanted[t][:4], "the first run", "eager")
             assert_agree(adapter.advance(second)[0][0], wanted[t][4:], "the second run", "eager")
-        seen = adapter.inspect(second)
+        seen = adapter.state_tensors(second)
         before = [tensor.clone() for tensor in seen]
         adapter.keep(first, torch.tensor([3, 1]))
         for t in range(2, 4):
             assert_agree(adapter.advance(second)[0][0], wanted[t][4:], "the second run", "eager")
             assert_agree(adapter.advance(first)[0][0], wanted[t][[3, 1]], "what is left of the first", "eager")
         assert all(map(torch.equal, seen, before)), "what was looked at changed with the next timestep"
-        adapter.place(second, torch.tensor([2]), some(0))
+        adapter.place(second, torch.tensor([2]), InputBatch(some(0), sequence))
         made = adapter.advance(second)[0][0]
         assert_agree(
             made, torch.stack([wanted[4][4], wanted[4][5], wanted[0][0], wanted[4][7]]), "a fresh row", "eager"
@@ -174,10 +184,10 @@ def test_outputs_are_not_overwritten_by_the_next_timestep():
     x = torch.randn(4, 2, 6, 6)
     with torch.no_grad():
         snn.infer(x)
-        rows = snn.adapter.begin(x, False)
-        first = snn.adapter.advance(rows)[0]
+        rows = adapter_of(snn).begin(InputBatch(x))
+        first = adapter_of(snn).advance(rows)[0]
         kept = first.clone()
-        snn.adapter.advance(rows)
+        adapter_of(snn).advance(rows)
     assert recorder.replayed > 4
     assert torch.equal(first, kept)
 
@@ -188,10 +198,10 @@ def test_rows_are_whole_after_a_timestep_that_raised():
     x = torch.randn(4, 2, 6, 6)
     with torch.no_grad():
         snn.infer(x)
-        rows = snn.adapter.begin(x, False)
-        expected = [snn.adapter.advance(rows)[0] for _ in range(4)]
-        rows = snn.adapter.begin(x, False)
-        found = [snn.adapter.advance(rows)[0]]
+        rows = adapter_of(snn).begin(InputBatch(x))
+        expected = [adapter_of(snn).advance(rows)[0] for _ in range(4)]
+        rows = adapter_of(snn).begin(InputBatch(x))
+        found = [adapter_of(snn).advance(rows)[0]]
         before = Snapshot(model)
 
         def fails(*_: Any) -> None:
@@ -201,10 +211,10 @@ def test_rows_are_whole_after_a_timestep_that_raised():
             warnings.simplefilter("ignore")
             handle = model[-1].register_forward_pre_hook(fails)
             with pytest.raises(KeyError):
-                snn.adapter.advance(rows)
+                adapter_of(snn).advance(rows)
             handle.remove()
         before.assert_unchanged("a captured step and a failed one")
-        found += [snn.adapter.advance(rows)[0] for _ in range(3)]
+        found += [adapter_of(snn).advance(rows)[0] for _ in range(3)]
     assert all(map(torch.equal, expected, found))
 
 
@@ -230,8 +240,8 @@ def test_two_wrappers_on_one_model():
         expected = plain.infer(x).logits
         for snn in (*wrappers, plain, *wrappers):
             assert_agree(snn.infer(x).logits, expected, "each wrapper", "the others")
-    assert all("rows equal" in snn.explain(x).facts["captured steps"] for snn in wrappers)
-    assert "captured steps" not in plain.explain(x).facts
+    assert all("rows equal" in snn.explain(x).facts["compiled steps"] for snn in wrappers)
+    assert "compiled steps" not in plain.explain(x).facts
 
 
 @pytest.mark.parametrize("mode", ["inference_mode", "no_grad"])
@@ -350,10 +360,11 @@ def test_changes_in_the_middle_of_a_run_are_seen():
     with torch.no_grad():
         snn.infer(x)
         plain.infer(x)
-        rows, others = snn.adapter.begin(x, False), plain.adapter.begin(x, False)
+        rows, others = adapter_of(snn).begin(InputBatch(x)), plain.adapter.begin(InputBatch(x))
         for factor in (1.0, 0.5, 2.0):
             model[0].weight.mul_(factor)
-            assert_agree(snn.adapter.advance(rows)[-1][0], plain.adapter.advance(others)[-1][0], "captured", "eager")
+            found, wanted = adapter_of(snn).advance(rows)[-1][0], plain.adapter.advance(others)[-1][0]
+            assert_agree(found, wanted, "captured", "eager")
 
 
 def test_copies_capture_for_themselves():
@@ -368,7 +379,7 @@ def test_copies_capture_for_themselves():
         assert not torch.equal(twin.infer(x).logits, expected)
         assert torch.equal(snn.infer(x).logits, expected)
     assert recorder.recorded == 1
-    assert twin.capture is not None
+    assert twin._compile is not None
 
 
 # -- when the model makes its timesteps itself ----------------------------------------------------------------------
@@ -418,10 +429,10 @@ def test_hooks_of_the_caller_are_called_and_steps_captured_again_without_them():
         expected = snn.infer(x).logits
         replayed = recorder.replayed
         handle = model[0].register_forward_hook(lambda *_: calls.append(1))
-        with pytest.warns(RuntimeWarning, match=r"Sequential are not captured.* forward hooks"):
+        with pytest.warns(RuntimeWarning, match=r"Sequential are not compiled.* forward hooks"):
             snn.infer(x)
         snn.infer(x)  # says so once
-        assert "forward hooks" in snn.explain(x).facts["captured steps"]
+        assert "forward hooks" in snn.explain(x).facts["compiled steps"]
         handle.remove()
         assert recorder.replayed == replayed
         assert len(calls) >= 8
@@ -469,12 +480,12 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once(layer, reason):
     before = Snapshot(model)
     with torch.no_grad():
         with pytest.warns(
-            RuntimeWarning, match=f"Sequential are not captured, and run as they are: .*{reason}"
+            RuntimeWarning, match=f"Sequential are not compiled, and run as they are: .*{reason}"
         ) as caught:
             snn.infer(x)
         assert len(caught) == 1
         assert_agree(snn.infer(x).logits, plain.infer(x).logits, "fallen back", "eager")
-        assert reason in snn.explain(x).facts["captured steps"]
+        assert reason in snn.explain(x).facts["compiled steps"]
     before.assert_unchanged("a capture that failed")
 
 
@@ -482,7 +493,7 @@ def test_a_compiler_that_fails_is_reported_and_the_model_runs(monkeypatch):
     def broken(*_: Any) -> None:
         raise OSError("no C++ compiler\nand many lines more")
 
-    monkeypatch.setattr("seenn_plugin.captured_step.compiled", broken)
+    monkeypatch.setattr("seenn_plugin.acceleration.compiled_step.compile_graph", broken)
     model = spiking_net()
     snn = EarlyExitWrapper(model, FixedPolicy(4), timesteps=4, compile=True)
     x = torch.randn(8, 2, 6, 6)
@@ -494,9 +505,8 @@ def test_a_compiler_that_fails_is_reported_and_the_model_runs(monkeypatch):
 
 
 def test_a_wrongly_captured_step_is_found_out(monkeypatch):
-    monkeypatch.setattr(
-        "seenn_plugin.captured_step.compiled", lambda graph, _: lambda *t: [1.01 * o for o in graph(*t)]
-    )
+    compile_graph = "seenn_plugin.acceleration.compiled_step.compile_graph"
+    monkeypatch.setattr(compile_graph, lambda graph, _: lambda *t: [1.01 * o for o in graph(*t)])
     snn = EarlyExitWrapper(spiking_net(), FixedPolicy(4), timesteps=4, compile=(4,))
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="differs from the model's own step"):
         snn.infer(torch.randn(4, 2, 6, 6))
@@ -505,7 +515,8 @@ def test_a_wrongly_captured_step_is_found_out(monkeypatch):
 @pytest.mark.parametrize("compile", [False, True])
 def test_cuda_graphs_need_a_cuda_device(compile, monkeypatch):
     compilations = []
-    monkeypatch.setattr("seenn_plugin.captured_step.compiled", lambda graph, _: compilations.append(1) or graph)
+    compiled = "seenn_plugin.acceleration.compiled_step.compile_graph"
+    monkeypatch.setattr(compiled, lambda graph, _: compilations.append(1) or graph)
     snn = EarlyExitWrapper(spiking_net(), FixedPolicy(4), timesteps=4, compile=compile, cuda_graphs=True)
     x = torch.randn(8, 2, 6, 6)
     with torch.no_grad():
@@ -513,7 +524,7 @@ def test_cuda_graphs_need_a_cuda_device(compile, monkeypatch):
             snn.infer(x)
         snn.infer(x)
     assert len(compilations) == compile
-    assert "are on cpu" in snn.explain(x).facts["captured steps"]
+    assert "are on cpu" in snn.explain(x).facts["compiled steps"]
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------
@@ -521,19 +532,19 @@ def test_cuda_graphs_need_a_cuda_device(compile, monkeypatch):
 
 def test_settings():
     def slotted(compile, slots):
-        settings = CaptureSettings.of(compile, False)
+        settings = CompileSettings.of(compile, False)
         assert settings is not None
         return settings.for_slots(slots)
 
-    assert CaptureSettings.of(False, False) is None
-    assert slotted(True, 64) == CaptureSettings((1, 8, 16, 32, 64), compile=True)
-    assert slotted(True, 8) == CaptureSettings((1, 2, 4, 8), compile=True)
-    assert slotted([64, 1], 8) == CaptureSettings((1, 64), compile=True)
-    graphs = CaptureSettings.of(False, True)
+    assert CompileSettings.of(False, False) is None
+    assert slotted(True, 64) == CompileSettings((1, 8, 16, 32, 64), compile=True)
+    assert slotted(True, 8) == CompileSettings((1, 2, 4, 8), compile=True)
+    assert slotted([64, 1], 8) == CompileSettings((1, 64), compile=True)
+    graphs = CompileSettings.of(False, True)
     assert graphs is not None
     assert not graphs.compile
     assert graphs.recorder is not None
-    settings = CaptureSettings((1, 4, 16), compile=True)
+    settings = CompileSettings((1, 4, 16), compile=True)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [settings.rows_for(n, cpu) for n in (1, 2, 3, 4, 14, 15, 16, 17)] == [1, None, None, 4, None, 16, 16, None]
     with torch.autocast("cpu"):
@@ -587,14 +598,14 @@ def test_the_comparison_takes_rounding_at_thresholds_and_nothing_else():
 
     frames, state = [torch.randn(1, 8, 64)], [torch.zeros(8, 64)]
     reordered = torch.randperm(64)
-    assert "24 of 24 rows" in check_captured(step, lambda f, s: step(f, s, reordered), frames, state, torch.float32)
+    assert "24 of 24 rows" in check_compiled(step, lambda f, s: step(f, s, reordered), frames, state, torch.float32)
     with pytest.raises(Disagrees):
-        check_captured(step, lambda f, s: step(f, s, wrong=1e-2), frames, state, torch.float32)
+        check_compiled(step, lambda f, s: step(f, s, wrong=1e-2), frames, state, torch.float32)
     with pytest.raises(Disagrees):
-        check_captured(step, lambda f, s: step(f, s, wrong=float("nan")), frames, state, torch.float32)
+        check_compiled(step, lambda f, s: step(f, s, wrong=float("nan")), frames, state, torch.float32)
     first = step(frames, state)
     with pytest.raises(Disagrees):  # a constant that holds for the first rows only
-        check_captured(step, lambda f, s: first, frames, state, torch.float32)
+        check_compiled(step, lambda f, s: first, frames, state, torch.float32)
 
 
 # -- the compiler itself --------------------------------------------------------------------------------------------
@@ -611,7 +622,7 @@ def test_compiled_steps_answer_as_the_model_does(make, caplog):
     before = Snapshot(model)
     with caplog.at_level(logging.INFO, "seenn_plugin"), torch.no_grad():
         result, expected = snn.infer(x), plain.infer(x)
-        fact = snn.explain(x).facts["captured steps"]
+        fact = snn.explain(x).facts["compiled steps"]
         before.assert_unchanged("compiling")
         with torch.inference_mode():
             again = snn.infer(x.clone())
