@@ -80,9 +80,13 @@ class EarlyExitWrapper(nn.Module):
     gives none while an option is on, and :meth:`trace` uses the model itself while gradients are on.
 
     Example:
-        >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)  # doctest: +SKIP
-        >>> result = snn.infer(images)                                       # doctest: +SKIP
-        >>> result.timesteps.float().mean()                                  # doctest: +SKIP
+        >>> import snntorch
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(8, 32), snntorch.Leaky(0.9, init_hidden=True), nn.Linear(32, 3)).eval()
+        >>> snn = EarlyExitWrapper(model, policy="confidence", timesteps=4)
+        >>> result = snn.infer(torch.rand(16, 8))
+        >>> result.logits.shape, result.timesteps.shape, result.steps_executed == int(result.timesteps.sum())
+        (torch.Size([16, 3]), torch.Size([16]), True)
     """
 
     def __init__(

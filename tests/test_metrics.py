@@ -129,6 +129,7 @@ def test_the_accuracy_curve_of_the_wrapper_is_at_the_temperature_that_infer_uses
     in_use = snn.policy_for(x).temperature
     assert in_use not in (None, 1.0)
     assert snn.policy.temperature is None, "a run has changed the policy of the wrapper"
+    assert evaluate(snn, [(x, labels)]).policy.temperature == in_use
     fresh = EarlyExitWrapper(snn.model, timesteps=T, readout="sum")
     for wrapper in (snn, fresh):
         points = accuracy_curve(wrapper, [(x, labels)]).points

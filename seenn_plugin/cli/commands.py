@@ -99,7 +99,7 @@ def _evaluate(options: Any) -> Answer:
     snn = source.snn
     result = evaluate(snn, source.loader(), progress=True)
     page = [
-        f"policy          {snn.policy}",
+        f"policy          {result.policy}",
         f"samples         {result.samples}",
         f"accuracy        {100 * result.accuracy:.2f} %  (full T: {100 * result.full_accuracy:.2f} %)",
         f"mean timesteps  {result.mean_timesteps:.3f} of {len(result.histogram)}",
@@ -114,7 +114,7 @@ def _evaluate(options: Any) -> Answer:
             f"planning        {100 * cost.share_of_operations:.2f} % of the operations at full T, "
             f"{100 * cost.share_of_seconds:.1f} % of the time"
         )
-    facts = {**result.to_dict(), "settings": _as_options(snn.policy, options)}
+    facts = {**result.to_dict(), "settings": _as_options(result.policy, options)}
     if options.energy:
         energy = measure_energy(
             snn,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ class Evaluation:
     """A wrapped network on a data set. Accuracies are fractions.
 
     Attributes:
+        policy: that was in use, with nothing left open (:meth:`~seenn_plugin.EarlyExitWrapper.policy_for`).
         samples: number of samples.
         accuracy: of the early exits.
         mean_timesteps: mean exit.
@@ -65,6 +66,7 @@ class Evaluation:
         policy_cost: what planning costs; ``None`` for policies that decide on logits alone, within a timestep.
     """
 
+    policy: Policy
     samples: int
     accuracy: float
     mean_timesteps: float
@@ -87,7 +89,10 @@ class Evaluation:
         return self.accuracy_per_timestep[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "throughput": self.throughput, "full_accuracy": self.full_accuracy}
+        """The numbers as plain values, without the policy."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "policy"}
+        numbers["policy_cost"] = self.policy_cost and asdict(self.policy_cost)
+        return {**numbers, "throughput": self.throughput, "full_accuracy": self.full_accuracy}
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,14 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
             length in time.
     """
     right, exits, agreed, traces_right = [], [], [], []
+    policy = snn.policy
     row_steps, seconds, planning, operations = 0, 0.0, 0.0, None
     for x, labels in traces.batches(snn, loader, progress, "evaluate"):
         if not labels.numel():
             continue
         trace = snn.trace(x)  # first, so that the inspection of a new kind of input is not timed
         traces.check_labels(labels, trace.shape[2])
+        policy = snn.policy_for(x)
         plan, took = _timed(snn.plan, x)
         result, seconds_of_batch = _timed(snn.infer, x)
         planning += took
@@ -141,7 +148,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         row_steps += result.steps_executed
         right.append((result.predictions == labels).cpu())
         exits.append(result.timesteps.cpu())
-        agreed.append(_agrees(result.logits, result.timesteps, trace, snn.policy_for(x), plan).cpu())
+        agreed.append(_agrees(result.logits, result.timesteps, trace, policy, plan).cpu())
         traces_right.append((trace.argmax(2) == labels).cpu())
     if not right:
         raise CalibrationError("the loader yielded no sample.")
@@ -150,6 +157,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
     all_exits, per_step = torch.cat(exits), torch.cat(traces_right, 1)
     timesteps = per_step.shape[0]
     return Evaluation(
+        policy=policy,
         samples=all_exits.numel(),
         accuracy=float(torch.cat(right).double().mean()),
         mean_timesteps=float(all_exits.double().mean()),

@@ -1,4 +1,4 @@
-"""One page about a wrapped network on a data set: what early exit costs, what it skips_finished_rows, and on whom."""
+"""One page about a wrapped network on a data set: what early exit costs, what it saves, and on whom."""
 
 from .write import write_report
 

@@ -99,7 +99,7 @@ def write_report(
         {
             "title": title,
             "network": _network(snn, len(evaluation.histogram)),
-            "policy": _policy(snn.policy),
+            "policy": _policy(evaluation.policy),
             "summary": _summary(snn, evaluation, energy),
             "evaluation": evaluation.to_dict(),
             "curve": _curve_facts(curve),
@@ -139,7 +139,7 @@ def _writing_to(folder: Path) -> Iterator[None]:
 def _curve(snn: EarlyExitWrapper, loader: Iterable[Any], evaluation: Evaluation, progress: bool) -> AccuracyCurve:
     if _has_dial(snn, len(evaluation.histogram)):
         return accuracy_curve(snn, loader, progress=progress)
-    here = OperatingPoint(snn.policy, evaluation.accuracy, evaluation.mean_timesteps)
+    here = OperatingPoint(evaluation.policy, evaluation.accuracy, evaluation.mean_timesteps)
     return AccuracyCurve((here,), tuple(evaluation.accuracy_per_timestep))
 
 

@@ -26,7 +26,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of now."""
+        """Take the current weights into the average."""
         self._values = {name: self._with(name, value) for name, value in model.state_dict().items()}
 
     def _with(self, name: str, value: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ class MovingAverage:
         return self._values[name].to(value.device).lerp(value, 1 - self._decay)
 
     @contextmanager
-    def lent_to(self, model: nn.Module) -> Iterator[None]:
-        """The model with the average as its weights; its own are given back."""
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the model has the averaged weights; afterwards it has its own again."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self._values)
         try:
@@ -49,5 +49,5 @@ class MovingAverage:
         return dict(self._values)
 
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
-        """Go on from an average."""
+        """Continue from a saved average."""
         self._values = dict(values)

@@ -191,7 +191,7 @@ class _Training:
     def accuracies(self) -> dict[str, float]:
         if self._validation is None:
             return {}
-        with nullcontext() if self._average is None else self._average.lent_to(self._model):
+        with nullcontext() if self._average is None else self._average.applied_to(self._model):
             found = accuracy(self._model.eval(), self._forward, self._validation)
         return {f"accuracy/{t}": value for t, value in enumerate(found, start=1)}
 
