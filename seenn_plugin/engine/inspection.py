@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,14 +51,23 @@ class Inspection:
     chunk: int
     chunk_reason: str
     checks: tuple[CheckResult, ...]
+    _settled: list[tuple[Policy, Policy]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
         return self.no_logits.shape[1]
 
     def settled(self, policy: Policy) -> Policy:
-        """``policy`` with nothing left open, for this model and kind of input."""
-        return policy.settle(self.classes, self.lead)
+        """``policy`` with nothing left open, for this model and kind of input.
+
+        The result for the last policy is kept: choosing a temperature takes longer than a timestep of a small network.
+        """
+        for asked, settled in self._settled:
+            if asked is policy:
+                return settled
+        settled = policy.settle(self.classes, self.lead)
+        self._settled[:] = [(policy, settled)]
+        return settled
 
 
 @dataclass(frozen=True)
