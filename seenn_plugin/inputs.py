@@ -74,6 +74,10 @@ class InputBatch:
         """The rows at ``index``, long ``[m]``."""
         return self.with_values(self.values.index_select(self.row_dim, index))
 
+    def joined(self, others: Self) -> Self:
+        """These rows, followed by ``others``."""
+        return self.with_values(torch.cat([self.values, others.values], self.row_dim))
+
     def frame(self, t: int) -> Tensor:
         """The input ``[n, ...]`` of timestep ``t``, counted from 0. After its end a sequence repeats its last frame."""
         return self.values[min(t, self.values.shape[0] - 1)] if self.sequence else self.values

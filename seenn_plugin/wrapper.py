@@ -117,7 +117,6 @@ class EarlyExitWrapper(nn.Module):
             raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
         if time_dim not in (0, 1):
             raise InputError(f"time_dim must be 0 ([T, N, ...]) or 1 ([N, T, ...]), not {time_dim!r}.")
-        _check_count("timesteps", timesteps, others=(None,))
         _check_count("chunk", chunk, others=("auto",))
         _check_count("slots", slots, others=(None,))
         _check_count("check_every", check_every, others=())
@@ -125,8 +124,8 @@ class EarlyExitWrapper(nn.Module):
         self.policy = make_policy(policy)
         if isinstance(self.policy, FixedPolicy) and timesteps is not None and self.policy.timesteps > timesteps:
             raise PolicyError(f"FixedPolicy({self.policy.timesteps}) is later than timesteps={timesteps}.")
-        self.timesteps = guess_timesteps(model) if timesteps is None and input == "static" else timesteps
         self.input: InputKind = input
+        self.timesteps = timesteps
         self.time_dim = time_dim
         self.chunk: int | Literal["auto"] = chunk
         self.slots = slots
@@ -370,6 +369,8 @@ class EarlyExitWrapper(nn.Module):
         chunk = f"{inspection.chunk} at a time{inspection.chunk_reason}"
         policy = inspection.settled(self.policy)
         page.facts["input"] = f"{axes}; {inspection.timesteps} timesteps, {chunk}"
+        if self.timesteps not in (None, inspection.timesteps) and self._timesteps is None:
+            page.facts["input"] += f" (the model's own number; its attribute says {self.timesteps}, which is not used)"
         page.facts |= running.explain()
         page.facts["readout"] = f"{inspection.readout.name}: {inspection.readout_reason}"
         page.facts["classes"] = str(inspection.classes)
@@ -382,7 +383,10 @@ class EarlyExitWrapper(nn.Module):
         page.facts["slots"] = self._explain_slots(inspection, inputs)
         if isinstance(running, OptimizedCopy):
             page.facts["options"] = running.describe(policy)
-        page.checks = [str(result) for result in inspection.checks] or ["none made"]
+        if inspection.firing:
+            rates = (f"{name} {100 * rate:.1f} %" for name, rate in inspection.firing.items())
+            page.facts["firing rates"] = f"{', '.join(rates)} in the checks"
+        page.checks = list(inspection.checks) or ["none made"]
         return page
 
     # -- saving ---------------------------------------------------------------------------------------------------
@@ -420,6 +424,21 @@ class EarlyExitWrapper(nn.Module):
         self.policy_networks = nn.ModuleList(networks(policy))
 
     @property
+    def timesteps(self) -> int | None:
+        """T as the caller has given it; else, for static input, the number that the model carries in an attribute.
+
+        A time loop inside ``forward`` makes its own number of timesteps, which counts for more than an attribute.
+        """
+        if self._timesteps is not None or self._is_sequence:
+            return self._timesteps
+        return guess_timesteps(self.model)
+
+    @timesteps.setter
+    def timesteps(self, timesteps: int | None) -> None:
+        _check_count("timesteps", timesteps, others=(None,))
+        self._timesteps = timesteps
+
+    @property
     def _is_sequence(self) -> bool:
         return self.input == "sequence"
 
@@ -439,7 +458,7 @@ class EarlyExitWrapper(nn.Module):
         return self._inspector.inspect(inputs, self._settings(self.check))
 
     def _settings(self, check: bool) -> Settings:
-        return Settings(self.readout, self.policy, self.chunk, check, self._slots)
+        return Settings(self.readout, self.policy, self.chunk, check, self._slots, self._timesteps is not None)
 
     def _run_config(self, inspection: Inspection, inputs: InputBatch, slots: int) -> engine.RunConfig:
         return engine.RunConfig(

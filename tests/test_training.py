@@ -7,10 +7,11 @@ import shutil
 import sys
 
 import pytest
+import snntorch
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from seenn_plugin.errors import CalibrationError, InputError, OptionalDependencyError, TrainingError
 from seenn_plugin.training import Epoch, Recipe, accuracy, tet_loss, train
@@ -370,7 +371,7 @@ def test_the_moving_average_is_the_formula_for_all_that_is_saved():
             expected[name] = 0.9 * expected[name] + 0.1 * new if step and new.is_floating_point() else new
     assert expected["1.num_batches_tracked"] == 4
     own = copy.deepcopy(model)
-    with contextlib.suppress(ZeroDivisionError), average.lent_to(model):
+    with contextlib.suppress(ZeroDivisionError), average.applied_to(model):
         for name, value in model.state_dict().items():
             torch.testing.assert_close(value, expected[name])
         raise ZeroDivisionError
@@ -665,12 +666,12 @@ class Stream(IterableDataset):
 
 @pytest.mark.parametrize("data", [separable(0), Stream(), []])
 def test_data_without_samples_or_length_is_refused(data):
-    with pytest.raises(CalibrationError, match="must have a length, and hold samples"):
+    with pytest.raises(CalibrationError, match="data has no length, or holds no sample"):
         train(Plain(), by_calling, data, Recipe(**QUICK), progress=False)
 
 
 def test_validation_data_without_samples_is_refused():
-    with pytest.raises(CalibrationError, match="no sample"):
+    with pytest.raises(CalibrationError, match="validation has no length, or holds no sample"):
         trained(Plain(), Recipe(**QUICK), forward=by_calling, validation=separable(0))
 
 
@@ -692,3 +693,61 @@ def test_a_missing_package_is_named_before_training(module, options, arguments, 
 def test_without_validation_an_epoch_is_its_loss():
     (epoch,) = trained(Plain(), Recipe(epochs=1), forward=by_calling)
     assert epoch == Epoch(epoch.loss, ())
+
+
+def _class_index_data(inputs=None, labels=None):
+    inputs = torch.rand(8, 4) if inputs is None else inputs
+    return TensorDataset(inputs, torch.arange(8) % 2 if labels is None else labels)
+
+
+class _Triples(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return torch.rand(4), i % 2, i
+
+
+class _Dictionaries(_Triples):
+    def __getitem__(self, i):
+        return {"image": torch.rand(4), "label": i % 2}
+
+
+BAD_DATA = {
+    "one-hot": (lambda: _class_index_data(labels=torch.eye(2).repeat(4, 1)), r"one-hot labels take .argmax\(1\)"),
+    "one-hot, as many classes as rows": (
+        lambda: _class_index_data(labels=torch.eye(2).repeat(4, 1).long()), r"one-hot labels take .argmax\(1\)"
+    ),
+    "a label that is no class": (lambda: _class_index_data(labels=torch.full((8,), 2)), "has 2 classes"),
+    "triples": (_Triples, r"pairs of an input and a class index, not 3 values, \(Tensor, Tensor, Tensor\)"),
+    "dictionaries": (_Dictionaries, r"not dictionaries with the keys \['image', 'label'\]"),
+    "a loader": (lambda: DataLoader(_class_index_data()), "pass loader.dataset"),
+    "uint8": (lambda: _class_index_data((255 * torch.rand(8, 4)).to(torch.uint8)), "torch.uint8; convert"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["data", "validation"])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_data_of_another_form_is_refused_by_name(case, which):
+    make, message = BAD_DATA[case]
+    good = {"data": _class_index_data(), "validation": _class_index_data()}
+    arguments = {**good, which: make()}
+    model = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises((InputError, CalibrationError), match=message):
+        train(
+            model, lambda model, x: torch.stack([model(x)] * 2), arguments["data"],
+            Recipe(epochs=1, batch_size=2), validation=arguments["validation"], progress=False,
+        )  # fmt: skip
+
+
+def test_a_forward_that_forgets_the_reset_is_refused():
+    leaky = snntorch.Leaky(0.9, init_hidden=True)
+    model = nn.Sequential(nn.Linear(4, 2), leaky)
+
+    def forward(model, x):
+        return torch.stack([model(x) for _ in range(3)])
+
+    data = _class_index_data(9 * torch.rand(8, 4))
+    assert not torch.equal(forward(model, data[:][0]), forward(model, data[:][0]))
+    with pytest.raises(InputError, match="reset the network in it, before its first timestep"):
+        train(model, forward, data, Recipe(epochs=1, batch_size=2), progress=False)

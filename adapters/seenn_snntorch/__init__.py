@@ -15,6 +15,8 @@ from torch import nn
 
 from seenn_plugin.adapter import REQUIRED, Cell, ModuleAdapter
 
+_NEVER = 1e3
+
 
 def _neuron_class() -> type | None:
     module = sys.modules.get("snntorch._neurons.neurons")
@@ -68,6 +70,10 @@ class SnnTorchAdapter(ModuleAdapter):
     def is_scratch(self, cell: Cell) -> bool:
         # Neurons store their last reset signal, and some their last spikes, in attributes that nothing reads.
         return cell.module in self.neurons and cell.path == () and cell.key in ("reset", "spk")
+
+    def can_fire(self, neuron: nn.Module) -> bool:
+        # An enormous threshold makes a neuron that only integrates.
+        return not isinstance(neuron.threshold, torch.Tensor) or float(neuron.threshold.min()) < _NEVER
 
     def fresh_argument(self, default: Any) -> Any:
         return torch.zeros(0, device=self._device()) if default is REQUIRED else default

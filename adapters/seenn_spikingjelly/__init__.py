@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seenn_plugin.adapter import Cell, ModelRefused, ModuleAdapter, Stepper, tensors
+from seenn_plugin.discovery.driven_neurons import DrivenNeurons
 from seenn_plugin.inputs import InputBatch
 from seenn_plugin.state.patching import patched
 from seenn_plugin.tolerance import agree
@@ -25,6 +26,7 @@ from .suppress_reset import RECURRENT_STATE, recurrent_classes
 StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
 _LEGACY = "spikingjelly.clock_driven"
+_NEVER = 1e3
 
 
 def _memory_classes() -> tuple[type, ...]:
@@ -88,6 +90,9 @@ class SpikingJellyAdapter(ModuleAdapter):
         known = type(module).__module__.startswith((f"{_PACKAGE}.layer", f"{_PACKAGE}.surrogate"))
         return super().writes_nothing(module) or (known and "_memories" not in vars(module))
 
+    def can_fire(self, neuron: nn.Module) -> bool:
+        return _can_be_reached(getattr(neuron, "v_threshold", 0.0))
+
     def fused_neurons(self) -> AbstractContextManager[None]:
         return self._fused_neurons.patched()
 
@@ -124,8 +129,9 @@ class SpikingJellyAdapter(ModuleAdapter):
     def choose_mode(self, inputs: InputBatch) -> None:
         """Find out whether the network answers the same in the step mode that the caller has not set.
 
-        Single steps are faster in single-step mode, chunks in multi-step mode. Not every network can be switched. A
-        mode that was unequal for one kind of input is not used for another kind.
+        Single steps are faster in single-step mode, chunks in multi-step mode. Not every network can be switched: what
+        lies between its neurons may take another dimension for the rows, which shows at any firing rate if the neurons
+        are driven. A mode that was unequal for one kind of input is not used for another kind.
         """
         own: StepMode = self.step_mode
         other: StepMode = "s" if own == "m" else "m"
@@ -138,21 +144,29 @@ class SpikingJellyAdapter(ModuleAdapter):
         values = inputs.values
         first, second = (values[0], values[-1]) if inputs.sequence else (values, values.flip(-1))
         frames = torch.stack([first, second])
+        driven = DrivenNeurons(self.neurons)
         try:
             # set_step_mode() writes _step_mode; the entries are set to what they are, to be restored afterwards.
             with patched((holder, "_step_mode", mode) for holder, mode in zip(holders, before, strict=True)):
-                expected = self._run_from_reset(frames, own)
+                driven.adapt(lambda: self._run_from_reset(frames, own))
+                expected = self._run_both(frames, own, driven)
                 sys.modules[f"{_PACKAGE}.functional"].set_step_mode(self.model, other)
                 switch = [
                     (holder, "_step_mode", holder["_step_mode"])
                     for holder, mode in zip(holders, before, strict=True)
                     if holder["_step_mode"] != mode
                 ]
-                found = self._run_from_reset(frames, other)
+                found = self._run_both(frames, other, driven)
             if len(expected) == len(found) and all(map(agree, expected, found)):
                 self._switches[other] = switch
         except Exception:  # it cannot be switched (or not run at all, which discovery reports)
             return
+
+    def _run_both(self, frames: Tensor, mode: StepMode, driven: DrivenNeurons) -> list[Tensor]:
+        """What a run with the model's own spikes leaves, and one with driven neurons."""
+        own = self._run_from_reset(frames, mode)
+        with driven.applied():
+            return [*own, *self._run_from_reset(frames, mode)]
 
     def _run_from_reset(self, frames: Tensor, mode: StepMode) -> list[Tensor]:
         """The outputs, and all memories afterwards: spikes may be alike by chance, or for lack of any."""
@@ -194,6 +208,11 @@ class SpikingJellyAdapter(ModuleAdapter):
             "step mode": f"{self._own_mode!r} as set by the caller; single steps are made in {single!r}",
             **super().explain(),
         }
+
+
+def _can_be_reached(threshold: Any) -> bool:
+    """Whether a threshold is one for spikes; an enormous one makes a neuron that only integrates."""
+    return not isinstance(threshold, int | float) or threshold < _NEVER
 
 
 def _outermost_step_modes(module: nn.Module) -> list[StepMode]:

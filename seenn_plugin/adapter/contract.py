@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -194,6 +195,17 @@ class Adapter(ABC):
     def runs_whole(self, inputs: InputBatch) -> bool:
         """Whether the model is known to take this input in one call, in the layout of the caller."""
         return False
+
+    def neuron_layers(self) -> Collection[nn.Module]:
+        """The modules of the model that are known to be spiking neurons; empty if none are known.
+
+        The checks count their spikes, and make them answer with made-up values.
+        """
+        return ()
+
+    def can_fire(self, neuron: nn.Module) -> bool:
+        """Whether this neuron layer is made to fire; some are made to integrate only."""
+        return True
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

@@ -73,7 +73,7 @@ class FullRun(Adapter):
         errors = []
         for run in (self._as_sequence, self._in_one_call, self._in_a_loop):
             try:
-                with isolated(self.model), recording_calls(self.model, self.adapter.neurons) as calls:
+                with isolated(self.model, observed=True), recording_calls(self.model, self.adapter.neurons) as calls:
                     self.adapter.reset()
                     made = run(inputs, timesteps)
             except (*MISFITS, ModelRefused) as error:

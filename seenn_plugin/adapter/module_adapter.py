@@ -25,6 +25,7 @@ from ..state.cells import Cell, write
 from ..state.change_detection import StructureVersion
 from ..state.isolation import isolated, occupied, undo
 from ..state.layout import Place, StateLayout
+from ..state.settings import PlainSettings
 from ..state.values import ABSENT, map_tensors, tensors
 from ..stepping.loop_stepper import find_loop_stepper
 from ..stepping.signature import REQUIRED, call_keywords, state_arguments
@@ -88,13 +89,14 @@ class ModuleAdapter(Adapter):
         self._kinds: dict[Any, RowKind] = {}
         self._kinds_version = -1
         self._met: tuple[nn.Module, ...] = ()
+        self._settings = PlainSettings(())
         self._advancing = False
         self.structure_version()
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found holds for these modules only: a copy starts anew.
         new = {"_structure": StructureVersion(), "_kinds": {}, "_kinds_version": -1, "_met": (), "_advancing": False}
-        return {**self.__dict__, **new}
+        return {**self.__dict__, **new, "_settings": PlainSettings(())}
 
     # -- what a framework's adapter fills in ---------------------------------------------------------------------
 
@@ -105,8 +107,11 @@ class ModuleAdapter(Adapter):
         if modules != self._met:
             self._met = modules
             self.modules_changed(modules)
+            known = ("torch.", f"{self.framework}.")
+            self._settings = PlainSettings(m for m in modules if not type(m).__module__.startswith(known))
         # The code of forward() may be replaced while the model lives: by a notebook's autoreload, or by hand.
-        return getattr(unwrap(getattr(self.model.forward, "__func__", self.model.forward)), "__code__", None)
+        code = getattr(unwrap(getattr(self.model.forward, "__func__", self.model.forward)), "__code__", None)
+        return code, self._settings.values()
 
     def reset(self) -> None:
         """Bring the state in the model to its fresh value, as users of the framework do between two batches."""
@@ -280,6 +285,13 @@ class ModuleAdapter(Adapter):
     def answer(self, inputs: InputBatch) -> str | None:
         return self._kind(inputs).stepper.answer
 
+    def neuron_layers(self) -> Collection[nn.Module]:
+        if self.neurons:
+            return self.neurons
+        # A module that holds others does more than a neuron does.
+        carried = {cell.module for kind in self._kinds.values() for cell in kind.layout.carried}
+        return [module for module in self.model.modules() if module in carried and not any(module.children())]
+
     def own_timesteps(self, inputs: InputBatch) -> int | None:
         return self._kind(inputs).stepper.timesteps
 
@@ -435,8 +447,9 @@ class ModuleAdapter(Adapter):
             for (store, key), fresh, poison in layout.unread:
                 if started:
                     store[key] = poison
-                elif fresh is not ABSENT:
-                    store[key] = map_tensors(Tensor.clone, fresh)
+                else:  # a copy, because a counter is increased in place
+                    own_value = store.get(key, ABSENT) if fresh is ABSENT else fresh
+                    write(store, key, map_tensors(Tensor.clone, own_value))
             yield
             failed = False
         finally:

@@ -18,6 +18,7 @@ from ..state.values import ABSENT, is_plain, map_tensors, poisoned, same, tensor
 from ..stepping.model_access import ModelAccess
 from ..stepping.spiking_calls import most_from_one_place, recording_calls
 from ..stepping.stepper import Stepper
+from .driven_neurons import DrivenNeurons
 
 _STEPS: Final = 3
 _SEED: Final = 20230401
@@ -154,7 +155,21 @@ class Observer:
             ) from error
 
     def carries_something(self, seen: Observation, rows: InputBatch) -> bool:
-        """Whether the second timestep depends on the first. If not, nothing is carried."""
+        """Whether the second timestep depends on the first. If not, nothing is carried.
+
+        Neurons that fire at every timestep carry nothing. They are therefore driven to rest at some as well.
+        """
+        if self._depends_on_first(seen, rows):
+            return True
+        driven = DrivenNeurons(self.adapter.neurons)
+        try:
+            driven.adapt(lambda: self.observe(rows))
+            with driven.applied():
+                return self._depends_on_first(self.observe(rows), rows)
+        except Exception:  # what lies between the neurons takes nothing but spikes
+            return False
+
+    def _depends_on_first(self, seen: Observation, rows: InputBatch) -> bool:
         anew = self.observe(rows, first=1, steps=1)
         return not (
             same(list(seen.outputs[1]), list(anew.outputs[0]))

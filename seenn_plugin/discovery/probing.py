@@ -33,7 +33,7 @@ def check_rows(inputs: InputBatch) -> InputBatch:
 
 def _extended(own: InputBatch, like: InputBatch, rows: int) -> InputBatch:
     with torch.inference_mode(False), torch.no_grad():
-        return own.with_values(torch.cat([own.values, made_up(like, rows - len(own)).values], own.row_dim))
+        return own.joined(made_up(like, rows - len(own)))
 
 
 def made_up(like: InputBatch, rows: int, seed: int = _SEED) -> InputBatch:

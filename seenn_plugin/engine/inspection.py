@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter.contract import Adapter
 from ..discovery.probing import check_rows
@@ -16,10 +17,11 @@ from ..policies.base import start_rows
 from ..readout import Outputs, Readout, choose_readout, spike_lead
 from ..state.isolation import isolated
 from .active_batch import RunConfig
-from .checks import CheckResult, run_checks
+from .checks import Checked, run_checks
 from .chunking import fastest_chunk
 from .trace import advance_to, read_all
 
+_CALLER = 6  # of EarlyExitWrapper.infer, as frames above
 _OFFER = (
     "To see how early it could have answered, pass full_run=True: all timesteps are computed and the exits picked "
     "afterwards, which saves nothing."
@@ -39,7 +41,8 @@ class Inspection:
         first_steps: outputs of one row at its first timesteps, each ``[1, ...]``.
         chunk: timesteps computed at a time.
         chunk_reason: why, in words; empty if the caller has chosen it.
-        checks: the results of the checks.
+        checks: the results of the checks, in words.
+        firing: the firing rate of every neuron layer during the checks, by name.
     """
 
     timesteps: int
@@ -50,7 +53,8 @@ class Inspection:
     first_steps: tuple[Outputs, ...]
     chunk: int
     chunk_reason: str
-    checks: tuple[CheckResult, ...]
+    checks: tuple[str, ...]
+    firing: dict[str, float]
     _settled: list[tuple[Policy, Policy]] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -80,6 +84,7 @@ class Settings:
         chunk: timesteps computed at a time; ``"auto"`` to measure.
         check: whether to run the checks.
         slots: the most rows that are active at a time.
+        timesteps_given: whether the timesteps of the input are the caller's choice, not a number found in the model.
     """
 
     readout: Readout | None
@@ -87,6 +92,7 @@ class Settings:
     chunk: int | Literal["auto"]
     check: bool
     slots: int
+    timesteps_given: bool
 
 
 class Inspector:
@@ -143,10 +149,11 @@ class Inspector:
         rows = inputs if whole and inputs.values.numel() else check_rows(inputs)
         check = settings.check and not whole
         chunk = 1 if settings.chunk == "auto" else settings.chunk
-        timesteps = self._timesteps(inputs)
+        timesteps = self._timesteps(inputs, settings.timesteps_given)
         with isolated(adapter.model):
-            checks = run_checks(adapter, rows, timesteps, chunk) if check else []
-            steps = advance_to(adapter, adapter.begin(rows), timesteps, chunk)
+            names = {module: name or "the model itself" for name, module in adapter.model.named_modules()}
+            checked = run_checks(adapter, rows, timesteps, chunk) if check else None
+            steps = checked.steps if checked else advance_to(adapter, adapter.begin(rows), timesteps, chunk)
             readout, reason = choose_readout(steps, adapter.answer(rows), settings.readout)
             found = Inspection(
                 timesteps=timesteps,
@@ -157,12 +164,15 @@ class Inspector:
                 first_steps=tuple(tuple(output[:1].clone() for output in outputs) for outputs in steps[:2]),
                 chunk=chunk,
                 chunk_reason="",
-                checks=tuple(checks),
+                checks=tuple(checked.lines()) if checked else (),
+                firing={name: checked.firing[m].rate for m, name in names.items() if checked and m in checked.firing},
             )
             if settings.chunk == "auto" and not whole and inputs.values.numel():
                 found = self._with_fastest_chunk(found, inputs, settings)
                 if check and found.chunk > 1:
                     run_checks(adapter, rows, timesteps, found.chunk)
+        if checked and timesteps > 1:  # no timestep comes after the first: what it leaves in a neuron is never used
+            _warn_of_unseen(adapter, checked, names)
         return found
 
     def _with_fastest_chunk(self, found: Inspection, inputs: InputBatch, settings: Settings) -> Inspection:
@@ -174,16 +184,34 @@ class Inspector:
         tried = ", ".join(f"{k}: {1e3 * s / len(some):.2f}" for k, s in seconds.items())
         return replace(found, chunk=chunk, chunk_reason=f", as the fastest on the first batch (ms per row: {tried})")
 
-    def _timesteps(self, inputs: InputBatch) -> int:
-        """T for this input: the length of a sequence, the caller's choice, or what the model makes by itself."""
+    def _timesteps(self, inputs: InputBatch, given: bool) -> int:
+        """T for this input: the length of a sequence, the caller's choice, or what the model makes by itself.
+
+        A number in an attribute of the model is used only if the model leaves T to its users.
+        """
         if inputs.length is not None:
             return inputs.length
         own, asked = self._adapter.own_timesteps(inputs), inputs.timesteps
         if own is None and asked is None:
             raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
+        if own is not None and not given:
+            return own
         if own is not None and asked is not None and asked > own:
             raise InputError(
                 f"timesteps={asked}, and {type(self._adapter.model).__name__} makes {own} by itself; make the model "
                 "longer, or leave timesteps out."
             )
         return asked or own or 0
+
+
+def _warn_of_unseen(adapter: Adapter, checked: Checked, names: dict[nn.Module, str]) -> None:
+    """Warn of neuron layers that could not be made to fire, or to rest, in the checks."""
+    for did, neurons in (("never fired", checked.silent), ("fired at every timestep", checked.saturated)):
+        layers = [names[neuron] for neuron in neurons if adapter.can_fire(neuron)]
+        if layers:
+            warnings.warn(
+                f"{len(layers)} neuron layer(s) of {type(adapter.model).__name__} {did} in the checks, however strong "
+                f"their input was made: {', '.join(sorted(layers))}. What they do otherwise has not been checked.",
+                UserWarning,
+                stacklevel=_CALLER,
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from threading import get_ident
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cells import MODULE_INTERNALS, OCCUPIED, every_module, objects_of, stores
+from .hooks import observers_off
 from .values import ABSENT, hides_tensors, is_plain, map_tensors
 
 
@@ -64,13 +65,13 @@ def is_occupied(model: nn.Module) -> bool:
 
 
 @contextmanager
-def isolated(model: nn.Module) -> Iterator[None]:
+def isolated(model: nn.Module, observed: bool = False) -> Iterator[None]:
     """Undo afterwards every change of the state of ``model`` and of the random number generators.
 
     Inside, every value is a copy of the caller's, so that in-place changes are undone too. Gradients are off: this is
-    for inspection, not for answers.
+    for inspection, not for answers. Hooks of the caller that only observe are off, unless the run is ``observed``.
     """
-    with occupied(model):
+    with occupied(model), nullcontext() if observed else observers_off(model):
         modules = [module for _, module in every_module(model)]
         saved = [(store, dict(store)) for module in modules for store in stores(module)]
         parameters = [(module._parameters, dict(module._parameters)) for module in modules]

@@ -133,4 +133,4 @@ class StateLayout:
         shared = [s.label for s in self.specs if s.row_dim is None]
         text = f"{len(rows)} held per row: {', '.join(rows) or 'none'}"
         text += f"; shared by all rows: {', '.join(shared)}" if shared else ""
-        return text + (f"; written and never read: {', '.join(self.monitors)}" if self.monitors else "")
+        return text + (f"; written and never read, left as it was: {', '.join(self.monitors)}" if self.monitors else "")

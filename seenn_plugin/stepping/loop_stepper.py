@@ -220,10 +220,10 @@ class LoopStepper(Stepper):
         Raises:
             ModelRefused: it is not a loop over timesteps, or its answers cannot be followed.
         """
-        counts = []
-        for inputs in (few, more):
-            with self._fresh():
-                counts.append(self._watch(inputs))
+        with self._fresh():
+            counts = [self._watch(few)]
+        with self._fresh():
+            counts.append(len(self._enter(more)[1]) + self._starts_before)
         if self.time_dim is not None and counts != [few.length] * 2:
             return False
         if counts[0] != counts[1]:
@@ -306,7 +306,8 @@ class LoopStepper(Stepper):
     def _find_items(self, few: InputBatch, more: InputBatch) -> list[_Item] | None:
         """How each returned tensor is made of the timesteps; ``None`` if the whole records must be kept."""
         own, steps = self._try(few)
-        own_of_more, _ = self._try(more)
+        with self._fresh():
+            own_of_more = results(self._call(more))
         found = []
         for position, (tensor, other) in enumerate(zip(own, own_of_more, strict=True)):
             if tensor is None or other is None or tensor.ndim != other.ndim:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
+from ..calibration.traces import check_labels
 from ..errors import CalibrationError, InputError, OptionalDependencyError
+from ..tolerance import agree
 from ..training_loop.checkpoint import Checkpoint
 from ..training_loop.monitor import Monitor
 from ..training_loop.run import Losses, Precision, Run, Stateful
@@ -29,6 +31,11 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 ``[T, N, C]``."""
 
 _CHECKPOINT = "training.pt"
+_NO_RESET = (
+    "forward must start from a fresh state, and this one goes on where the last call has stopped: reset the network in "
+    "it, before its first timestep (SpikingJelly: functional.reset_net(model); snnTorch: utils.reset(model), or new "
+    "states)."
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def train(
     Args:
         model: the network.
         forward: the framework's own run, from a fresh state, of the model and a batch of inputs.
-        data: pairs of an input and a class index, with a length. The first is checked before training.
+        data: pairs of an input and a class index, with a length. The first is checked before training, and the labels
+            of every batch.
         recipe: how.
         validation: pairs like ``data``, for the accuracies of every epoch; nothing is chosen on them.
         folder: after each epoch all that is needed to go on is written there, and read from there if it is there:
@@ -79,9 +87,10 @@ def train(
         The epochs.
 
     Raises:
-        InputError: ``folder`` holds the training of another network or recipe, ``forward`` returns no ``[T, N, C]``, or
-            the inputs are no images and the recipe has CutMix.
-        CalibrationError: ``data`` or ``validation`` holds no sample.
+        InputError: ``folder`` holds the training of another network or recipe, ``forward`` returns no ``[T, N, C]`` or
+            does not start from a fresh state, ``data`` or ``validation`` does not hold such pairs, or the inputs are no
+            images and the recipe has CutMix.
+        CalibrationError: ``data`` or ``validation`` holds no sample, or labels that are no classes of the network.
         TrainingError: the loss of an epoch is NaN or infinite.
         OptionalDependencyError: TensorBoard is asked for, or torchvision for CutMix, and not installed.
     """
@@ -90,6 +99,8 @@ def train(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(recipe.seed)
         first, outputs = _first(model, forward, data)
+        if validation is not None:
+            _check_pairs(validation, "validation")
         facts = {
             **asdict(recipe),
             "network": type(model).__name__,
@@ -102,8 +113,9 @@ def train(
         finished = checkpoint.finished(name)
         if finished is None:
             mix = _cutmix(first, outputs.shape[2]) if recipe.cutmix else None
-            training = _Training(model, forward, data, validation, recipe, mix, workers, progress)
-            history = training.run(name).train(training.losses, checkpoint, monitor, training.accuracies)
+            training = _Training(model, forward, data, validation, recipe, outputs.shape[2], mix, workers, progress)
+            with _naming_a_missing_reset():
+                history = training.run(name).train(training.losses, checkpoint, monitor, training.accuracies)
             finished = {"model": training.result, "history": history}
             checkpoint.finish(name, finished)
     model.load_state_dict(finished["model"])
@@ -117,13 +129,13 @@ def accuracy(model: nn.Module, forward: Forward, batches: Iterable[tuple[Tensor,
 
     Raises:
         InputError: ``forward`` returns no ``[T, N, C]``.
-        CalibrationError: there is no batch.
+        CalibrationError: there is no batch, or labels are no class indices.
     """
     device = _device_of(model)
-    right = [
-        _outputs(model, forward, inputs.to(device)).cumsum(0).argmax(2) == labels.to(device)
-        for inputs, labels in batches
-    ]
+    right = []
+    for inputs, labels in batches:
+        outputs = _outputs(model, forward, inputs.to(device))
+        right.append(outputs.cumsum(0).argmax(2) == _class_indices(labels, len(inputs), outputs.shape[2]).to(device))
     if not right:
         raise CalibrationError("the loader yielded no sample.")
     return torch.cat(right, 1).double().mean(1).tolist()
@@ -139,11 +151,13 @@ class _Training:
         data: Dataset[Any],
         validation: Dataset[Any] | None,
         recipe: Recipe,
+        classes: int,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None,
         workers: int,
         progress: bool,
     ) -> None:
         self._model = model
+        self._classes = classes
         self._trained = cast(nn.Module, torch.compile(model, dynamic=False)) if recipe.compile else model
         self._forward = forward
         self._recipe = recipe
@@ -183,6 +197,7 @@ class _Training:
         self._model.train()
         bar = tqdm(self._batches, desc=f"epoch {epoch + 1}", unit="batch", leave=False, disable=not self._progress)
         for inputs, labels in bar:
+            labels = _class_indices(labels, len(inputs), self._classes)
             inputs, labels = inputs.to(self._device), labels.to(self._device)
             if self._mix is not None and float(torch.rand(())) < self._recipe.cutmix:
                 inputs, labels = self._mix(inputs, labels)
@@ -217,9 +232,72 @@ def _device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def _first(model: nn.Module, forward: Forward, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
     """The first input as a batch, and its outputs."""
-    _size(data)
-    inputs, _ = next(iter(DataLoader(data, batch_size=1)))
-    return inputs, _outputs(model.eval(), forward, inputs.to(_device_of(model)))
+    inputs, labels = _check_pairs(data, "data")
+    device = _device_of(model)
+    on_device = inputs.to(device)
+    outputs = _outputs(model.eval(), forward, on_device)
+    _class_indices(labels, 1, outputs.shape[2])
+    again = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for _ in range(2):
+            torch.manual_seed(0)  # the input may be encoded at random
+            again.append(_outputs(model, forward, on_device))
+    if not agree(*again):
+        raise InputError(_NO_RESET)
+    return inputs, outputs
+
+
+def _check_pairs(data: Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
+    """The first pair of a data set, as a batch.
+
+    Raises:
+        InputError: the data set holds something else, or is a loader.
+        CalibrationError: it holds nothing.
+    """
+    if isinstance(data, DataLoader):
+        raise InputError(f"{name} must be a data set, of which train() makes batches itself: pass loader.dataset.")
+    _size(data, name)
+    item = next(iter(DataLoader(data, batch_size=1)))
+    if not isinstance(item, tuple | list) or len(item) != 2 or not all(isinstance(part, Tensor) for part in item):
+        if isinstance(item, dict):
+            seen = f"dictionaries with the keys {list(item)}"
+        elif isinstance(item, tuple | list):
+            seen = f"{len(item)} values, ({', '.join(type(part).__name__ for part in item)})"
+        else:
+            seen = f"a {type(item).__name__}"
+        raise InputError(f"{name} must hold pairs of an input and a class index, not {seen}.")
+    inputs, labels = item
+    if not inputs.is_floating_point():
+        raise InputError(
+            f"the inputs of {name} are {inputs.dtype}; convert them to floating point, for images by "
+            "torchvision.transforms.v2.ToDtype(torch.float32, scale=True)."
+        )
+    return inputs, labels
+
+
+def _class_indices(labels: Tensor, n: int, classes: int) -> Tensor:
+    """The labels of a batch of ``n`` inputs, long ``[n]``.
+
+    Raises:
+        CalibrationError: they are no indices of the network's classes.
+    """
+    if labels.is_floating_point() or labels.shape != (n,):
+        one_hot = "; of one-hot labels take .argmax(1)" if labels.shape == (n, classes) else ""
+        raise CalibrationError(
+            f"labels must be class indices, long ({n},), not {labels.dtype} {tuple(labels.shape)}{one_hot}."
+        )
+    check_labels(labels, classes)
+    return labels.long()
+
+
+@contextmanager
+def _naming_a_missing_reset() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise InputError(_NO_RESET) from error
 
 
 def _outputs(model: nn.Module, forward: Forward, inputs: Tensor) -> Tensor:
@@ -232,10 +310,10 @@ def _outputs(model: nn.Module, forward: Forward, inputs: Tensor) -> Tensor:
     return outputs.float()
 
 
-def _size(data: Dataset[Any]) -> int:
+def _size(data: Dataset[Any], name: str = "data") -> int:
     size = getattr(data, "__len__", None)
     if size is None or not size():
-        raise CalibrationError("the training data must have a length, and hold samples.")
+        raise CalibrationError(f"{name} has no length, or holds no sample.")
     return size()
 
 
