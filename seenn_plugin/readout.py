@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,36 @@ class MembraneReadout(Readout):
                 "return (spikes, membrane) (snnTorch: output=True), or use readout='last'."
             )
         return outputs[-1], None
+
+
+class OutputFires(Exception):
+    """Output neurons that had not spiked so far have spiked: their membrane potential may not be what to read."""
+
+
+@dataclass(frozen=True)
+class SilentOutputReadout(MembraneReadout):
+    """:class:`MembraneReadout`, chosen because the output neurons have not spiked so far.
+
+    Args:
+        raises: whether :class:`OutputFires` is raised once they do. If not, a warning says so.
+
+    Raises:
+        OutputFires: an output neuron has spiked.
+    """
+
+    raises: bool = True
+
+    def step(self, outputs: Outputs, timestep: Tensor, accumulator: Any) -> tuple[Tensor, Any]:
+        if bool(outputs[0].any()):
+            if self.raises:
+                raise OutputFires
+            warnings.warn(
+                "the output neurons spiked for the first time, and their membrane potential is read, because they were "
+                "silent on the first batch; pass readout='sum' or readout='membrane'.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().step(outputs, timestep, accumulator)
 
 
 @dataclass(frozen=True)
@@ -240,7 +271,8 @@ def choose_readout(steps: Sequence[Outputs], model_readout: str | None, chosen: 
     """Choose the readout of a model: the caller's, the model's own, or one chosen from its outputs.
 
     From the outputs: spikes are summed; real numbers are output currents, which are averaged, as is usual for a linear
-    output layer. If no output neuron spikes and the model also returns a membrane potential, that is read.
+    output layer. If no output neuron spikes and the model also returns a membrane potential, that is read, until one
+    does (:class:`SilentOutputReadout`).
 
     Args:
         steps: the outputs of a few rows at all timesteps.
@@ -279,8 +311,8 @@ def choose_readout(steps: Sequence[Outputs], model_readout: str | None, chosen: 
         return MeanReadout(), "the outputs are currents (real numbers): their mean over time"
     if len(steps[0]) > 1 and steps[0][-1].shape == steps[0][0].shape and not first.any():
         return (
-            MembraneReadout(),
-            "the output neurons do not spike, and the model returns their membrane potential: its last value",
+            SilentOutputReadout(),
+            "the output neurons have not spiked so far, and the model returns their membrane potential: its last value",
         )
     binary = bool(((first == 0) | (first == 1)).all())
     return SumReadout(), f"the outputs are {'spikes (0 or 1)' if binary else 'firing rates in [0, 1]'}: their count"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,10 +23,11 @@ from .explanation import Explanation
 from .inputs import InputBatch, InputKind, as_input_batch, guess_timesteps
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy
 from .policies.base import leaves, map_leaves, networks, start_rows
-from .readout import ReadoutChoice, make_readout
+from .readout import OutputFires, Readout, ReadoutChoice, SilentOutputReadout, make_readout
 from .state.values import map_tensors
 from .stepping.time_loop import has_loop
 
+_Answer = TypeVar("_Answer")
 _SLOTS: Final = 64
 _SLOTS_ELSEWHERE: Final = 256
 
@@ -122,7 +123,7 @@ class EarlyExitWrapper(nn.Module):
         _check_count("check_every", check_every, others=())
         self.model = model
         self.policy = make_policy(policy)
-        if isinstance(self.policy, FixedPolicy) and timesteps is not None and self.policy.timesteps > timesteps:
+        if isinstance(self.policy, FixedPolicy) and timesteps is not None and (self.policy.timesteps or 1) > timesteps:
             raise PolicyError(f"FixedPolicy({self.policy.timesteps}) is later than timesteps={timesteps}.")
         self.input: InputKind = input
         self.timesteps = timesteps
@@ -175,6 +176,9 @@ class EarlyExitWrapper(nn.Module):
         inputs = self._input_batch(x)
         if not len(inputs):
             return engine.no_rows(self._inspector.inspect_anew(inputs, self._settings(check=False)).no_logits)
+        return self._reading_what_fires(inputs, self._infer)
+
+    def _infer(self, inputs: InputBatch) -> ExitResult:
         inspection = self._inspect(inputs)
         config = self._run_config(inspection, inputs, self._slots)
         state = self._start(config, inspection, inputs)
@@ -214,6 +218,7 @@ class EarlyExitWrapper(nn.Module):
             inspection = self._inspect(inputs)
             # One configuration for the whole stream, also if options of the wrapper change meanwhile.
             config = self._run_config(inspection, inputs, slots or self._slots)
+            config = replace(config, readout=_only_warning(config.readout))
 
             def make_rows(samples: Tensor) -> tuple[InputBatch, Any]:
                 rows = inputs.with_values(samples)
@@ -250,6 +255,9 @@ class EarlyExitWrapper(nn.Module):
         if not len(inputs):
             inspection = self._inspector.inspect_anew(inputs, self._settings(check=False))
             return inspection.no_logits.expand(inspection.timesteps, 0, -1)
+        return self._reading_what_fires(inputs, self._trace)
+
+    def _trace(self, inputs: InputBatch) -> Tensor:
         inspection = self._inspect(inputs)
         adapter = self.adapter if torch.is_grad_enabled() else self._running(inspection, inputs, self._slots)
         return engine.trace(adapter, inspection.readout, inputs, inspection.timesteps, inspection.chunk)
@@ -263,7 +271,7 @@ class EarlyExitWrapper(nn.Module):
         if not len(inputs):
             return iter(self.trace(x))
         inspection = self._inspect(inputs)
-        return engine.steps(self.adapter, inspection.readout, inputs, inspection.timesteps)
+        return engine.steps(self.adapter, _only_warning(inspection.readout), inputs, inspection.timesteps)
 
     def calibrate(
         self,
@@ -454,6 +462,14 @@ class EarlyExitWrapper(nn.Module):
         dim = self.time_dim if time_dim is None else time_dim
         return replace(as_input_batch(x, self.model, self.input, dim, self.timesteps), time_dim=self.time_dim)
 
+    def _reading_what_fires(self, inputs: InputBatch, run: Callable[[InputBatch], _Answer]) -> _Answer:
+        """The answer of ``run``, made again if output neurons spike that had been silent in the first inspection."""
+        try:
+            return run(inputs)
+        except OutputFires:
+            self._inspector.output_fires(inputs, self._settings(self.check))
+        return run(inputs)
+
     def _inspect(self, inputs: InputBatch) -> Inspection:
         return self._inspector.inspect(inputs, self._settings(self.check))
 
@@ -523,6 +539,11 @@ class EarlyExitWrapper(nn.Module):
         if reason:
             return f"{slots}; more rows are processed in consecutive batches, because {reason}"
         return f"{slots}; further rows take the places of finished ones"
+
+
+def _only_warning(readout: Readout) -> Readout:
+    """The readout for answers that are handed out before all are known."""
+    return replace(readout, raises=False) if isinstance(readout, SilentOutputReadout) else readout
 
 
 def _check_count(name: str, value: Any, others: tuple[Any, ...]) -> None:

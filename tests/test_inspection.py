@@ -300,3 +300,51 @@ def test_a_counter_in_the_network_is_left_as_it_was(in_place, x):
     assert "written and never read, left as it was: 2.total" in snn.explain(x).facts["state"]
     model(x)
     assert model[2].total > 3
+
+
+# -- the readout of output neurons that are silent at first ------------------------------------------------------------
+
+
+def with_membrane():
+    torch.manual_seed(1)
+    hidden, last = snntorch.Leaky(0.9, init_hidden=True), snntorch.Leaky(0.9, init_hidden=True, output=True)
+    return nn.Sequential(nn.Linear(FEATURES, WIDTH), hidden, nn.Linear(WIDTH, CLASSES), last).eval()
+
+
+WEAK, STRONG = 0.05 * torch.ones(4, FEATURES), 6 * torch.rand(40, FEATURES, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("call", ["infer", "trace"])
+def test_the_first_batch_does_not_fix_the_readout(call):
+    fresh = EarlyExitWrapper(with_membrane(), FixedPolicy(), timesteps=6)
+    wanted = fresh.infer(STRONG).logits
+    assert fresh.explain(STRONG).facts["readout"].startswith("sum: ")
+    assert wanted.max() >= 1
+    snn = EarlyExitWrapper(with_membrane(), FixedPolicy(), timesteps=6)
+    logits = snn.infer(WEAK).logits
+    assert "have not spiked so far" in snn.explain(WEAK).facts["readout"]
+    assert not torch.equal(logits, logits.round())
+    found = getattr(snn, call)(STRONG)
+    assert torch.equal(found[-1] if call == "trace" else found.logits, wanted)
+    assert "the first of which came after the first batch" in snn.explain(WEAK).facts["readout"]
+    assert snn.policy_for(STRONG) == fresh.policy_for(STRONG)
+    assert not snn.infer(WEAK).logits.any()
+
+
+def test_all_rows_of_the_first_batch_are_looked_at_for_spikes():
+    snn = EarlyExitWrapper(with_membrane(), timesteps=6)
+    snn.infer(torch.cat([WEAK, STRONG]))
+    assert snn.explain(WEAK).facts["readout"] == "sum: the outputs are spikes (0 or 1): their count"
+
+
+def test_a_stream_says_that_a_silent_output_has_spiked():
+    snn = EarlyExitWrapper(with_membrane(), timesteps=6)
+    snn.infer(WEAK)
+    with pytest.warns(UserWarning, match="pass readout='sum' or readout='membrane'"):
+        list(snn.stream(STRONG))
+
+
+def test_fixed_without_a_number_is_all_timesteps(x):
+    result = EarlyExitWrapper(sequential(), "fixed", timesteps=T).infer(x)
+    assert result.timesteps.tolist() == [T] * len(x)
+    assert result.score.tolist() == [1.0] * len(x)

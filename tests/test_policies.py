@@ -142,7 +142,8 @@ def test_rows_with_logits_that_are_not_finite_do_not_stop(policy, bad):
 
     trace = torch.tensor([9.0, 0.0, 0.0]).expand(4, 2, 3).clone()
     trace[:, 1, 2] = bad
-    exits = exit_timesteps(Always() if policy == "always" else make_policy(policy), trace)
+    made = {"always": Always(), "fixed": FixedPolicy(1)}.get(policy) or make_policy(policy)
+    exits = exit_timesteps(made, trace)
     assert exits[0] < 4
     assert exits[1] == 4
 

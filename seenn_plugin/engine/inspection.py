@@ -14,7 +14,7 @@ from ..errors import InputError, ModelRefused
 from ..inputs import InputBatch, refuse_training_mode
 from ..policies import Policy
 from ..policies.base import start_rows
-from ..readout import Outputs, Readout, choose_readout, spike_lead
+from ..readout import Outputs, Readout, SilentOutputReadout, SumReadout, choose_readout, spike_lead
 from ..state.isolation import isolated
 from .active_batch import RunConfig
 from .checks import Checked, run_checks
@@ -117,9 +117,8 @@ class Inspector:
             ModelRefused: the model cannot be stepped row by row with the right answer.
         """
         adapter = self._adapter
-        version = adapter.structure_version()
+        key = self._key(inputs, settings)
         refuse_training_mode(adapter.model, adapter.modules)
-        key = (version, inputs.kind, settings.chunk, settings.readout)
         found = self._found.get(key)
         if found is None:
             try:
@@ -140,6 +139,18 @@ class Inspector:
         # What was found holds for sequences of any length.
         return replace(found, timesteps=inputs.length) if inputs.length is not None else found
 
+    def output_fires(self, inputs: InputBatch, settings: Settings) -> None:
+        """Read the spike count from here on, on this kind of input: the output neurons have spiked after all."""
+        key = self._key(inputs, settings)
+        found = self._found[key]
+        reason = "the outputs are spikes (0 or 1), the first of which came after the first batch: their count"
+        readout = SumReadout()
+        lead = spike_lead(readout, [(found.no_logits.new_zeros(1, 1),)] * found.timesteps)
+        self._found[key] = replace(found, readout=readout, readout_reason=reason, lead=lead, _settled=[])
+
+    def _key(self, inputs: InputBatch, settings: Settings) -> Any:
+        return (self._adapter.structure_version(), inputs.kind, settings.chunk, settings.readout)
+
     def inspect_anew(self, inputs: InputBatch, settings: Settings) -> Inspection:
         """:meth:`inspect` without looking for an earlier result, and without remembering this one."""
         adapter = self._adapter
@@ -155,6 +166,10 @@ class Inspector:
             checked = run_checks(adapter, rows, timesteps, chunk) if check else None
             steps = checked.steps if checked else advance_to(adapter, adapter.begin(rows), timesteps, chunk)
             readout, reason = choose_readout(steps, adapter.answer(rows), settings.readout)
+            if isinstance(readout, SilentOutputReadout) and len(inputs):  # do they spike on any row of the caller's?
+                more = inputs.narrow(0, min(settings.slots, len(inputs)))
+                steps_of_more = advance_to(adapter, adapter.begin(more), timesteps, chunk)
+                readout, reason = choose_readout(steps_of_more, adapter.answer(rows), settings.readout)
             found = Inspection(
                 timesteps=timesteps,
                 readout=readout,

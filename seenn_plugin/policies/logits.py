@@ -124,7 +124,7 @@ class FixedPolicy(Policy):
     """Stop every row after the same number of timesteps. The score is 1 from that timestep on, 0 before.
 
     Args:
-        timesteps: an integer of at least 1.
+        timesteps: an integer of at least 1; by default T of the wrapper, with a score of 1 throughout.
 
     Raises:
         PolicyError: ``timesteps`` is no such integer.
@@ -135,13 +135,15 @@ class FixedPolicy(Policy):
         tensor([2, 2, 2])
     """
 
-    timesteps: int = 1
+    timesteps: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.timesteps, int) or self.timesteps < 1:
+        if self.timesteps is not None and (not isinstance(self.timesteps, int) or self.timesteps < 1):
             raise PolicyError(f"timesteps must be an integer of at least 1, not {self.timesteps!r}.")
 
     def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        if self.timesteps is None:
+            return Decision(torch.zeros_like(timestep, dtype=torch.bool), torch.ones_like(timestep, dtype=torch.float))
         stop = timestep >= self.timesteps
         return Decision(stop, stop.float())
 
