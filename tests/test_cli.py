@@ -291,7 +291,7 @@ def on_checkpoint(capfd):
 
     def run(command, *options, data="images"):
         try:
-            code = cli.main([command, "--checkpoint", "net", "--data", data, *map(str, options)])
+            code = cli.main([command, "--checkpoint", "net", "--trust_code", "--data", data, *map(str, options)])
         except SystemExit as exit_:
             code = exit_.code
         return code, *capfd.readouterr()
@@ -312,7 +312,9 @@ def test_evaluate_a_checkpoint(checkpoint, on_checkpoint, split, samples):
 
     options = () if split is None else ("--split", split)
     found = told(on_checkpoint, "evaluate", "--threshold", 0.4, "--batch_size", 5, *options)
-    snn = EarlyExitWrapper(Pretrained.load("net").model, timesteps=4, readout="sum", policy="confidence")
+    snn = EarlyExitWrapper(
+        Pretrained.load("net", trust_code=True).model, timesteps=4, readout="sum", policy="confidence"
+    )
     expected = evaluate(snn, checkpoint.batches("images", split or "test"))
     assert found["samples"] == samples
     assert found["full_accuracy"] == expected.full_accuracy
@@ -358,7 +360,7 @@ def test_a_checkpoint_on_sequences(here, on_checkpoint, monkeypatch):
         (["--checkpoint", "net", "--data", "images", "--weights", "w.pt"], "--weights is for --model"),
         (["--checkpoint", "net", "--data", "images", "--batch_size", "0"], "at least 1, not 0"),
         (["--checkpoint", "net", "--data", "images", "--split", "train"], "split"),
-        (["--checkpoint", "net", "--data", "images", "--device", "abacus"], "abacus"),
+        (["--checkpoint", "net", "--data", "images", "--device", "abacus", "--trust_code"], "abacus"),
         (["--model", "my_nets:snntorch_net", "--data", "my_nets:loader", "--split", "test"], "--split is for"),
     ],
 )
@@ -427,8 +429,8 @@ def test_study(here, on_checkpoint, monkeypatch):
     code, _, _ = on_checkpoint("study", "--out", "net.json", "--seed", 3, "--quick", "--device", "cuda")
     paths = (Path("net"), Path("images"), Path("net.json"))
     assert calls == [
-        (paths, {"seed": 0, "quick": False, "device": "cpu", "progress": True}),
-        (paths, {"seed": 3, "quick": True, "device": "cuda", "progress": True}),
+        (paths, {"seed": 0, "quick": False, "device": "cpu", "trust_code": True, "progress": True}),
+        (paths, {"seed": 3, "quick": True, "device": "cuda", "trust_code": True, "progress": True}),
     ]
     code, _, err = on_checkpoint("study", "--out", "net.json", data="nowhere")
     assert code == 2

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from seenn_plugin.checkpoints.card import page
+from seenn_plugin.checkpoints import packaged
+from seenn_plugin.checkpoints.card import page, read_card
 from seenn_plugin.checkpoints.pretrained import Card, Pretrained
+from seenn_plugin.checkpoints.trust import imported as imported_function
+from seenn_plugin.checkpoints.trust import registered_functions
 from seenn_plugin.errors import InputError, OptionalDependencyError
 from seenn_plugin.evaluation import provenance
 from seenn_plugin.training import Recipe, accuracy, train
@@ -71,7 +74,7 @@ def test_what_is_loaded_is_what_was_saved_rounded_to_half(net, tmp_path):
     weights = {name: value.clone() for name, value in net.model.state_dict().items()}
     net.save(tmp_path / "new" / "folder")
     assert all(torch.equal(value, weights[name]) for name, value in net.model.state_dict().items())  # saving rounds not
-    found = Pretrained.load(tmp_path / "new" / "folder")
+    found = Pretrained.load(tmp_path / "new" / "folder", trust_code=True)
     assert found.card == net.card
     assert not any(module.training for module in found.model.modules())
     assert found.model.state_dict().keys() == weights.keys()
@@ -89,7 +92,7 @@ def test_what_half_precision_cannot_hold_is_kept(tmp_path):
         net.model[1].running_var[2] = 70000.0
         net.model[3].bias[:] = torch.tensor([1e-3, torch.inf, 2.0])
     net.save(tmp_path)
-    found = Pretrained.load(tmp_path).model
+    found = Pretrained.load(tmp_path, trust_code=True).model
     assert found.scale == 1e6
     assert torch.equal(found[1].running_var, net.model[1].running_var)
     assert torch.equal(found[3].bias, net.model[3].bias.half().float())
@@ -104,7 +107,7 @@ def test_tied_and_channels_last_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[HERE], "tied", tied, raising=False)
     net = Pretrained(tied(), card(network=f"{HERE}:tied", arguments={}))
     net.save(tmp_path)
-    found = Pretrained.load(tmp_path).model
+    found = Pretrained.load(tmp_path, trust_code=True).model
     assert all(torch.equal(value, net.model.state_dict()[name]) for name, value in found.state_dict().items())
 
 
@@ -112,7 +115,7 @@ def test_what_is_measured_is_what_is_saved(net, tmp_path):
     net.model.train()
     measured = net.measured(forward, "root")
     measured.save(tmp_path)
-    found = Pretrained.load(tmp_path)
+    found = Pretrained.load(tmp_path, trust_code=True)
     assert found.card == measured.card
     assert found.card.samples == {"validation": 50, "test": 50}
     for split in ("validation", "test"):
@@ -204,13 +207,13 @@ def test_a_card_that_does_not_fit_is_named(net, tmp_path, changes, says):
     net.save(tmp_path)
     changed(tmp_path, **changes)
     with pytest.raises(InputError, match=f"(?s){says}"):
-        Pretrained.load(tmp_path)
+        Pretrained.load(tmp_path, trust_code=True)
 
 
 def test_what_a_card_may_leave_out(net, tmp_path):
     net.save(tmp_path)
     changed(tmp_path, **dict.fromkeys(("accuracy", "samples", "trained_on", "commit", "versions"), ...))
-    assert Pretrained.load(tmp_path).card == net.card
+    assert Pretrained.load(tmp_path, trust_code=True).card == net.card
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "3", '"card"', "null"])
@@ -221,7 +224,7 @@ def test_a_damaged_card_is_named(net, tmp_path, content):
     else:
         (tmp_path / "card.json").write_text(content)
     with pytest.raises(InputError, match=r"card.json is no card of a trained network.*Name the folder"):
-        Pretrained.load(tmp_path)
+        Pretrained.load(tmp_path, trust_code=True)
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "truncated", "other names"])
@@ -237,7 +240,7 @@ def test_damaged_weights_are_named(net, tmp_path, damage):
     else:
         path.write_bytes(b"no weights" if damage == "garbage" else path.read_bytes()[:-4])
     with pytest.raises(InputError, match=r"(?s)the weights in .*weights.safetensors do not fit .*get both again"):
-        Pretrained.load(tmp_path)
+        Pretrained.load(tmp_path, trust_code=True)
 
 
 def test_a_loader_that_is_not_there_is_named(net):
@@ -249,7 +252,7 @@ def test_a_missing_package_is_named(net, tmp_path, monkeypatch):
     net.save(tmp_path)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    for work in (lambda: Pretrained.load(tmp_path), lambda: net.save(tmp_path)):
+    for work in (lambda: Pretrained.load(tmp_path, trust_code=True), lambda: net.save(tmp_path)):
         with pytest.raises(OptionalDependencyError, match=r'safetensors: pip install "seenn-plugin\[train\]"'):
             work()
 
@@ -261,7 +264,7 @@ def test_a_package_that_the_factory_misses_is_named_by_it(net, tmp_path, monkeyp
     monkeypatch.setattr(sys.modules[HERE], "needy", needy, raising=False)
     Pretrained(net.model, card(network=f"{HERE}:needy")).save(tmp_path)
     with pytest.raises(OptionalDependencyError, match="counting needs abacus"):
-        Pretrained.load(tmp_path)
+        Pretrained.load(tmp_path, trust_code=True)
 
 
 # -- provenance --------------------------------------------------------------------------------------------------------
@@ -302,3 +305,56 @@ def test_machine_and_versions():
     found = provenance.versions()
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+# -- trust -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", ["network", "loader"])
+def test_nothing_that_a_card_names_is_imported_unless_it_is_registered_or_trusted(net, tmp_path, monkeypatch, field):
+    imported = []
+    monkeypatch.setattr("seenn_plugin.checkpoints.trust.importlib.import_module", imported.append)
+    registered = {"network": "seenn_plugin.models.snntorch:ConvNet", "loader": "seenn_plugin.data:mnist"}
+    harmful = {**registered, field: "os:system"}
+    Pretrained(net.model, card(**harmful, arguments={"command": "touch harm"})).save(tmp_path)
+    with pytest.raises(InputError, match=rf"'os:system' as its {field}, which no installed package .* trust_code=True"):
+        Pretrained.load(tmp_path)
+    assert not imported
+
+
+def test_a_loader_is_not_called_either_unless_trusted(net, tmp_path):
+    untrusted = replace(net, trust_code=False)
+    with pytest.raises(InputError, match="as its loader"):
+        untrusted.data(tmp_path)
+    assert len(net.data(tmp_path, "test"))
+
+
+def test_what_the_packaged_cards_name_is_registered():
+    names = registered_functions()
+    for folder in packaged().values():
+        own = read_card(folder / "card.json")
+        assert {own.network, own.loader} <= names
+    for name in names:
+        assert callable(imported_function(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('"seed": 0', '"seed": Infinity'),
+        ('"arguments": {}', '"arguments": ' + "[" * 5000 + "]" * 5000),
+        ('"arguments": {}', '"arguments": {"a": ' + "[" * 9 + "]" * 9 + "}"),
+        ('"accuracy": {}', '"accuracy": {"test": [2.0]}'),
+        ('"accuracy": {}', '"accuracy": {"test": ["<script>"]}'),
+        ('"samples": {}', '"samples": {"test": -1}'),
+        ('"title": "', '"title": "' + "x" * 1_000_001),
+    ],
+)
+def test_a_card_beyond_all_bounds_is_refused(net, tmp_path, text, says):
+    Pretrained(net.model, card(arguments={})).save(tmp_path)
+    path = tmp_path / "card.json"
+    changed = path.read_text().replace(text, says)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(InputError, match="is no card"):
+        Pretrained.load(tmp_path, trust_code=True)

@@ -116,7 +116,7 @@ def run(places) -> dict:
     """The content of a run file, as it lies on disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studying, "QUICK", EFFORT)
-        study(places / "net", places / "data", places / "run.json", quick=True, progress=False)
+        study(places / "net", places / "data", places / "run.json", quick=True, trust_code=True, progress=False)
     return read(places / "run.json")
 
 
@@ -222,7 +222,9 @@ def test_targets_are_met_on_validation_data(run, places):
 
 
 def test_choices_depend_on_validation_data_alone(run, places):
-    other = study(places / "net", places / PERMUTED, places / "permuted.json", quick=True, progress=False)
+    other = study(
+        places / "net", places / PERMUTED, places / "permuted.json", quick=True, trust_code=True, progress=False
+    )
     assert other["static"]["test"] != run["static"]["test"]
     assert other["static"]["validation"] == run["static"]["validation"]
     for ours, theirs in zip(run["rows"], other["rows"], strict=True):
@@ -236,7 +238,7 @@ def test_the_test_data_is_read_when_all_is_chosen(places, monkeypatch):
     loads.clear()
     monkeypatch.setattr(Meter, "static", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        study(places / "net", places / "data", places / "unread.json", quick=True, progress=False)
+        study(places / "net", places / "data", places / "unread.json", quick=True, trust_code=True, progress=False)
     assert set(loads) == {"train", "validation"}
 
 
@@ -245,7 +247,7 @@ def test_what_is_learnt_by_heart_is_fitted_on_validation_data(run, places):
         (row["validation"]["fitted_on"], row["validation"]["samples"]) for row in rows(run) if row["policy"] == "rl"
     }
     assert known == {("training data", SIZES["validation"])}
-    other = study(places / "net", places / LEARNT, places / "learnt.json", quick=True, progress=False)
+    other = study(places / "net", places / LEARNT, places / "learnt.json", quick=True, trust_code=True, progress=False)
     for row in rows(other):
         if row["policy"] == "rl":
             assert row["validation"]["fitted_on"] == "half of the validation data"
@@ -256,7 +258,7 @@ def test_a_target_that_is_not_met_is_no_error(places, tmp_path, monkeypatch):
     monkeypatch.setattr(choices, "POLICIES", ("confidence", "patience"))
     monkeypatch.setattr(studying, "POLICIES", ("confidence", "patience"))
     monkeypatch.setattr(choices.Chooser, "choose", unmet(choices.Chooser.choose))
-    content = study(places / "net", places / "data", tmp_path / "run.json", quick=True, progress=False)
+    content = study(places / "net", places / "data", tmp_path / "run.json", quick=True, trust_code=True, progress=False)
     assert [bool(row["notes"]) for row in content["rows"]] == [False, True, False, True]
     write_results([tmp_path / "run.json"], tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text()
@@ -279,7 +281,9 @@ def unmet(choose):
 
 
 def test_sequences(places, tmp_path):
-    content = study(places / "reader", places / "data", tmp_path / "run.json", quick=True, progress=False)
+    content = study(
+        places / "reader", places / "data", tmp_path / "run.json", quick=True, trust_code=True, progress=False
+    )
     assert content["static"]["test"][-1] == 1
     assert all(row["infer"]["agreement"] == 1 for row in rows(content))
     assert all(row["wall_clock"]["full_run"] == OWN for row in rows(content))
@@ -302,14 +306,14 @@ def test_an_interrupted_study_goes_on(run, places, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Meter, "measure", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            study(places / "net", places / "data", out, quick=True, progress=False)
+            study(places / "net", places / "data", out, quick=True, trust_code=True, progress=False)
     first = read(out)["rows"]
     assert len(first) == 3
     write_results([out], tmp_path / "page.md")  # what there is of it
     assert "not measured" in (tmp_path / "page.md").read_text()
 
     monkeypatch.setattr(Meter, "measure", lambda self, policy: calls.append(policy) or measure(self, policy))
-    content = study(places / "net", places / "data", out, quick=True, progress=False)
+    content = study(places / "net", places / "data", out, quick=True, trust_code=True, progress=False)
     assert content == read(out)
     assert content["rows"][:3] == first
     assert len(calls) == len(rows(run))
@@ -319,14 +323,16 @@ def test_an_interrupted_study_goes_on(run, places, tmp_path, monkeypatch):
     assert [path.name for path in out.parent.iterdir()] == ["run.json"]
 
     loads.clear()
-    assert study(places / "net", places / "data", out, quick=True, progress=False) == content
+    assert study(places / "net", places / "data", out, quick=True, trust_code=True, progress=False) == content
     assert not loads
 
 
 @pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "settings"), ({"picojoules_per_mac": 3.0}, "settings")])
 def test_other_settings_are_another_study(run, places, change, named):
     with pytest.raises(InputError, match=rf"run\.json is the run file of another study: {named} differ"):
-        study(places / "net", places / "data", places / "run.json", quick=True, progress=False, **change)
+        study(
+            places / "net", places / "data", places / "run.json", quick=True, trust_code=True, progress=False, **change
+        )
 
 
 def test_other_weights_are_another_study(run, places, tmp_path):
@@ -335,7 +341,7 @@ def test_other_weights_are_another_study(run, places, tmp_path):
         net[0].weight.mul_(2)
     Pretrained(net, CARD).save(tmp_path / "net")
     with pytest.raises(InputError, match="another study: weights differ"):
-        study(tmp_path / "net", places / "data", places / "run.json", quick=True, progress=False)
+        study(tmp_path / "net", places / "data", places / "run.json", quick=True, trust_code=True, progress=False)
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"format": 1}', "half", "format", "row"])
@@ -352,14 +358,16 @@ def test_a_damaged_run_file_is_named(run, places, tmp_path, damage):
     with pytest.raises(InputError, match=r"damaged\.json"):
         write_results([path], tmp_path / "page.md")
     with pytest.raises(InputError, match=r"damaged\.json"):
-        study(places / "net", places / "data", path, quick=True, progress=False)
+        study(places / "net", places / "data", path, quick=True, trust_code=True, progress=False)
     assert not (tmp_path / "page.md").exists()
 
 
 def test_where_it_cannot_be_written(places, tmp_path, run):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
-        study(places / "net", places / "data", tmp_path / "file" / "run.json", quick=True, progress=False)
+        study(
+            places / "net", places / "data", tmp_path / "file" / "run.json", quick=True, trust_code=True, progress=False
+        )
     with pytest.raises(InputError, match="cannot write"):
         write_results([places / "run.json"], tmp_path / "file" / "page.md")
 
@@ -644,7 +652,7 @@ def test_mean_and_deviation():
 
 
 def test_parts_are_drawn_by_seed(places):
-    net = Pretrained.load(places / "net")
+    net = Pretrained.load(places / "net", trust_code=True)
     made = [studying.StudyData(net, places / "data", EFFORT, seed, False).draw(100, 30).tolist() for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
     assert made[0] == sorted(set(made[0]))

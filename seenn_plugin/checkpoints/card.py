@@ -12,6 +12,8 @@ from .._naming import unknown_name
 from ..errors import InputError
 
 _FORMAT = 1
+_MOST_BYTES = 1_000_000
+_MOST_LEVELS = 8
 _WRAPPER_OPTIONS = ("timesteps", "input", "time_dim", "readout")
 
 
@@ -74,9 +76,11 @@ def read_card(path: Path) -> Card:
         InputError: it is no card, or one of another version.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         version = values.pop("format")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no card of a trained network: {error!r}. Name the folder that holds one."
         ) from error
@@ -104,7 +108,31 @@ def _mistakes(values: dict[str, Any]) -> list[str]:
                 found.append(f"field {name!r} is missing.")
         elif not isinstance(values[name], _plain(hints[name])):
             found.append(f"field {name!r} must be of type {own.type}, not {values[name]!r}.")
+        elif (depth := _depth(values[name])) > _MOST_LEVELS:
+            found.append(f"field {name!r} is nested {depth} levels deep, more than {_MOST_LEVELS}.")
+    accuracy, samples = values.get("accuracy", {}), values.get("samples", {})
+    if not found and not all(isinstance(v, list) and all(map(_is_share, v)) for v in accuracy.values()):
+        found.append("field 'accuracy' must hold lists of numbers from 0 to 1.")
+    if not found and not (set(accuracy) <= set(samples) and all(map(_is_count, samples.values()))):
+        found.append("field 'samples' must hold the number of samples of every split of 'accuracy'.")
     return found
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _plain(hint: Any) -> Any:

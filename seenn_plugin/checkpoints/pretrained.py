@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from ..evaluation.provenance import commit, machine, versions
 from ..training import Forward, accuracy
 from .card import Card, page, read_card, write_card
 from .packaged import find
+from .trust import check_trusted, imported
 
 __all__ = ["Card", "Pretrained"]
 
@@ -31,27 +31,33 @@ class Pretrained:
     Attributes:
         model: in evaluation mode.
         card: what it is.
+        trust_code: whether the loader that the card names is imported and called, whoever has made it.
     """
 
     model: nn.Module
     card: Card
+    trust_code: bool = True
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Pretrained:
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", trust_code: bool = False) -> Pretrained:
         """What :meth:`save` has written, or a packaged network. The factory that the card names is imported and called.
-
-        Load cards that you trust only.
 
         Args:
             folder: a folder, or the name of a network that comes with this distribution (:func:`packaged`).
             device: where the model is put.
+            trust_code: whether to import and call what the card names, whatever it is. By default only functions that
+                an installed package registers in the entry-point group ``seenn_plugin.factories`` are.
 
         Raises:
-            InputError: the folder holds no trained network, its factory cannot be called, or the weights do not fit.
+            InputError: the folder holds no trained network, the card names functions that are not registered, its
+                factory cannot be called, or the weights do not fit.
             OptionalDependencyError: safetensors, or what the factory needs, is not installed.
         """
         folder, safetensors = find(folder), _safetensors()
         card = read_card(folder / _CARD)
+        if not trust_code:
+            check_trusted(card.network, "network")
+            check_trusted(card.loader, "loader")
         model = _built(card, folder / _CARD)
         try:
             model.load_state_dict(safetensors.load_file(str(folder / _WEIGHTS)))  # it converts to the model's dtypes
@@ -60,7 +66,7 @@ class Pretrained:
                 f"the weights in {folder / _WEIGHTS} do not fit {card.network}: {error!r}. Card and weights must be "
                 "from one training; get both again."
             ) from error
-        return cls(model.to(device).eval(), card)
+        return cls(model.to(device).eval(), card, trust_code)
 
     def save(self, folder: str | Path) -> None:
         """Write ``card.json``, ``weights.safetensors`` in half precision, and ``README.md`` for people.
@@ -100,7 +106,7 @@ class Pretrained:
             commit=commit(),
             versions=versions(),
         )
-        return Pretrained(self.model, card)
+        return replace(self, card=card)
 
     def data(self, root: str | Path, split: str = "test", **arguments: Any) -> Any:
         """Its data set, from a folder: the split ``"train"``, ``"validation"`` or ``"test"``.
@@ -108,7 +114,9 @@ class Pretrained:
         Args:
             arguments: of the loader, in addition to those of the card.
         """
-        return _named(self.card.loader)(root, split, **{**self.card.loader_arguments, **arguments})
+        if not self.trust_code:
+            check_trusted(self.card.loader, "loader")
+        return imported(self.card.loader)(root, split, **{**self.card.loader_arguments, **arguments})
 
     def batches(self, root: str | Path, split: str = "test", batch_size: int = 64, workers: int = 0) -> DataLoader[Any]:
         """Its data, in batches, in order."""
@@ -127,7 +135,7 @@ def _half(value: Tensor) -> Tensor:
 
 
 def _built(card: Card, path: Path) -> nn.Module:
-    factory = _named(card.network)
+    factory = imported(card.network)
     try:
         model = factory(**card.arguments)
     except OptionalDependencyError:
@@ -140,20 +148,6 @@ def _built(card: Card, path: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"{card.network}, which {path} names, returned {type(model).__name__}, not a torch.nn.Module.")
     return model
-
-
-def _named(name: str) -> Callable[..., Any]:
-    """The function ``package.module:function``."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except OptionalDependencyError:
-        raise
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"the card names {name!r}, which cannot be imported: {error!r}. Install the package that it is in, or run "
-            "where it can be found."
-        ) from error
 
 
 def _safetensors() -> ModuleType:

@@ -11,6 +11,8 @@ from ..policies import ALIASES
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_TRUST = "import and call what the card of --checkpoint names, though no installed package registers it"
+
 
 def parser() -> ArgumentParser:
     """The parser of the command line.
@@ -52,6 +54,7 @@ def parser() -> ArgumentParser:
 
     study = ArgumentParser(description="Every policy on a trained network, calibrated and measured.")
     study.add_argument("--checkpoint", required=True, help="trained network: folder with its card, or packaged name")
+    study.add_argument("--trust_code", action="store_true", help=_TRUST)
     study.add_argument("--data", required=True, help="folder of its data")
     study.add_argument("--out", required=True, help="JSON file for what is measured")
     study.add_argument("--seed", type=int, default=0, help="of all that is drawn")
@@ -72,6 +75,7 @@ def _add_model_options(command: ArgumentParser) -> None:
     add("--model", help="package.module:factory; called without arguments, returns an nn.Module")
     add("--weights", help="of --model, a state_dict: .safetensors, or saved by torch.save")
     add("--checkpoint", help="instead of --model: a trained network, by the folder with its card or by a packaged name")
+    add("--trust_code", action="store_true", help=_TRUST)
     data = "package.module:factory of a loader of (x, labels), or .npz with x and y; for --checkpoint the data's folder"
     add("--data", required=True, help=data)
     split = "of the data of --checkpoint (default: validation to calibrate, else test)"

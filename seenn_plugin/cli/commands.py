@@ -214,6 +214,7 @@ def _study(options: Any) -> Answer:
 
     checkpoint, root = checkpoint_folder(options["checkpoint"]), existing_folder(options["data"], "--data")
     out, how = Path(options.out), {"seed": options.seed, "quick": options.quick, "device": options.device}
+    how["trust_code"] = options.trust_code
     study(checkpoint, root, out, **how, progress=True)
     return 0, f"{out}: what was measured; seenn results {out} --out PAGE.md makes a page of it", {"out": str(out)}
 
@@ -309,7 +310,7 @@ def _source(options: Any, split: str) -> _Source:
         raise UsageError("--weights is for --model; a --checkpoint brings its own.")
     check_batch_size(options.batch_size)
     root = existing_folder(options.data, "--data")
-    net = load_checkpoint(checkpoint_folder(options.checkpoint), options.device)
+    net = load_checkpoint(checkpoint_folder(options.checkpoint), options.device, options.trust_code)
     snn = _wrapped(net.model, policy, {**net.card.wrapper, **given}, options)
     return _Source(net.card.title, snn, lambda: net.batches(root, options.split or split, options.batch_size))
 

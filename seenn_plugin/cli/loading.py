@@ -36,14 +36,14 @@ def load_model(name: str, weights: str | None, device: str) -> nn.Module:
     return _moved(model, device).eval()
 
 
-def load_checkpoint(folder: Path, device: str) -> Pretrained:
+def load_checkpoint(folder: Path, device: str, trust_code: bool) -> Pretrained:
     """The trained network that :meth:`Pretrained.save` has written to a folder.
 
     Raises:
         UsageError: there is no such device.
         InputError: the folder holds something else.
     """
-    net = Pretrained.load(folder)
+    net = Pretrained.load(folder, trust_code=trust_code)
     _moved(net.model, device)
     return net
 

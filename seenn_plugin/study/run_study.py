@@ -28,6 +28,7 @@ def study(
     seed: int = 0,
     quick: bool = False,
     device: str = "cpu",
+    trust_code: bool = False,
     progress: bool = True,
     picojoules_per_ac: float = PICOJOULES_PER_AC,
     picojoules_per_mac: float = PICOJOULES_PER_MAC,
@@ -50,6 +51,7 @@ def study(
         seed: draws parts of the data, and the first weights of rl policies.
         quick: few samples and epochs, to see that all works.
         device: ``"cpu"``, ``"cuda"``, ...
+        trust_code: as for :meth:`seenn_plugin.pretrained.Pretrained.load`.
         progress: whether to show progress bars.
         picojoules_per_ac: price of an accumulate.
         picojoules_per_mac: price of a multiply-accumulate.
@@ -60,7 +62,7 @@ def study(
     Raises:
         InputError: there is no trained network, ``out`` is damaged or of another study, or it cannot be written.
     """
-    net = Pretrained.load(checkpoint, device)
+    net = Pretrained.load(checkpoint, device, trust_code)
     budget = QUICK if quick else Budget()
     prices = picojoules_per_ac, picojoules_per_mac
     study_data = StudyData(net, Path(root), budget, seed, progress)
