@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,8 +111,12 @@ def as_input_batch(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, 
     Raises:
         InputError: wrong type, rank, dtype, device, or length of the time axis.
     """
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
-        raise InputError(f"the input must be a tensor, not {type(x).__name__}.")
+        several = isinstance(x, tuple | list | dict)
+        remedy = " A network with several inputs is not taken; make one tensor of them." if several else ""
+        raise InputError(f"the input must be a tensor, not {type(x).__name__}.{remedy}")
     shape = tuple(x.shape)
     _check_tensor(x, model)
     if kind == "static":
@@ -120,9 +125,9 @@ def as_input_batch(x: Tensor, model: nn.Module, kind: InputKind, time_dim: int, 
                 f"static input is [N, ...] with at least 2 dimensions, not {shape}; add the batch dimension: x[None]."
             )
         return InputBatch(x, False, time_dim, timesteps)
-    if x.ndim < 3:
+    if x.ndim < 2:
         raise InputError(
-            f"a sequence is {_axes(time_dim)} with at least 3 dimensions, not {shape}: the time axis or the batch axis "
+            f"a sequence is {_axes(time_dim)} with at least 2 dimensions, not {shape}: the time axis or the batch axis "
             "is missing. For an input shown at every timestep use input='static'."
         )
     length = shape[time_dim]

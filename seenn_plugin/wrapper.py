@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,10 @@ class EarlyExitWrapper(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
-            raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+            called = " Wrap the module that it calls." if callable(model) else ""
+            raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}.{called}")
+        if isinstance(model, EarlyExitWrapper):
+            raise InputError("the model is an EarlyExitWrapper already; wrap its model: EarlyExitWrapper(snn.model).")
         if input not in ("static", "sequence"):
             raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
         if time_dim not in (0, 1):
@@ -143,7 +147,7 @@ class EarlyExitWrapper(nn.Module):
             if not isinstance(self.adapter, ModuleAdapter):
                 raise AdapterError(f"full_run=True is not offered by the adapter {self.adapter.name!r}.")
             self.adapter = FullRun(self.adapter)
-        if self.timesteps is None and input == "static" and not has_loop(model):
+        if self.timesteps is None and input == "static" and not any(map(has_loop, model.modules())):
             raise InputError("static input needs timesteps=T, the most timesteps that a row may take.")
         self.calibration: thresholds.Calibration | None = None
         self.policy_fit: policy_fitting.PolicyFit | None = None
@@ -399,10 +403,13 @@ class EarlyExitWrapper(nn.Module):
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {"policy": type(self.policy).__name__, "settings": self.policy.settings()}
+    def get_extra_state(self) -> Tensor:
+        # A tensor, as everything in a state_dict: safetensors takes nothing else.
+        state = {"policy": type(self.policy).__name__, "settings": self.policy.settings()}
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Any) -> None:
+        state = json.loads(bytes(state.tolist()))
         if state["policy"] != type(self.policy).__name__:
             raise PolicyError(f"the saved policy is {state['policy']}, this wrapper's is {type(self.policy).__name__}.")
         self.policy = self.policy.with_settings(state["settings"])

@@ -27,6 +27,7 @@ StepMode = Literal["s", "m"]
 _PACKAGE = "spikingjelly.activation_based"
 _LEGACY = "spikingjelly.clock_driven"
 _NEVER = 1e3
+_FRAME_LAYERS = ("Conv", "BatchNorm", "MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
 
 
 def _memory_classes() -> tuple[type, ...]:
@@ -118,6 +119,17 @@ class SpikingJellyAdapter(ModuleAdapter):
 
     def takes_time(self) -> bool:
         return self.step_mode == "m"
+
+    def failure_hint(self) -> str:
+        if self.takes_time():
+            for name, module in self.model.named_modules():
+                kind = type(module)
+                if kind.__module__.startswith("torch.nn") and kind.__name__.startswith(_FRAME_LAYERS):
+                    return (
+                        f"The network is in multi-step mode, and {name} is a torch.nn.{kind.__name__}, which takes "
+                        f"single frames: use spikingjelly.activation_based.layer.{kind.__name__}(..., step_mode='m')."
+                    )
+        return super().failure_hint()
 
     def choose_stepper(self, few: InputBatch, more: InputBatch) -> Stepper:
         found = find_stepper(self, few, more) if self.takes_time() else None

@@ -29,7 +29,7 @@ from ..state.settings import PlainSettings
 from ..state.values import ABSENT, map_tensors, tensors
 from ..stepping.loop_stepper import find_loop_stepper
 from ..stepping.signature import REQUIRED, call_keywords, state_arguments
-from ..stepping.stepper import CallStepper, Outputs, Stepper
+from ..stepping.stepper import CallStepper, Outputs, Stepper, refuse_whole_numbers
 from .contract import Adapter, Reference, Rows
 
 
@@ -105,6 +105,7 @@ class ModuleAdapter(Adapter):
 
     def run_settings(self, modules: tuple[nn.Module, ...]) -> Any:
         if modules != self._met:
+            _refuse_managed(modules)
             self._met = modules
             self.modules_changed(modules)
             known = ("torch.", f"{self.framework}.")
@@ -153,6 +154,10 @@ class ModuleAdapter(Adapter):
         if len(made) == 1:
             return tuple(output.unsqueeze(0) for output in made[0]), arguments
         return tuple(torch.stack(output) for output in zip(*made, strict=True)), arguments
+
+    def failure_hint(self) -> str:
+        """What may be the reason if the model cannot make one timestep, a sentence."""
+        return "A model that can only compute all its timesteps at once cannot be stepped."
 
     def fused_neurons(self) -> AbstractContextManager[None]:
         """A context in which neurons compute the same in less time."""
@@ -390,6 +395,7 @@ class ModuleAdapter(Adapter):
                 f"{name} returned {type(items[0]).__name__}.",
                 "Its first output must be a tensor with one row per sample.",
             )
+        refuse_whole_numbers(outputs[0])
         if outputs[0].ndim < 2 or outputs[0].shape[0] != n:
             raise ModelRefused(
                 f"one timestep of {n} rows made {name} return {tuple(outputs[0].shape)}, which does not start "
@@ -475,6 +481,27 @@ class ModuleAdapter(Adapter):
             for size in spec.row_counts(value):
                 if size != len(rows) and (started or size != 1):
                     raise AssertionError(f"{spec.label} holds {size} rows, not {len(rows)}")
+
+
+def _refuse_managed(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules whose parameters or code somebody else manages, before anything is done to them.
+
+    Raises:
+        ModelRefused: naming the first one.
+    """
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelRefused(
+                f"{type(module).__name__} ({getattr(module, 'original_name', 'unknown')}) is a scripted module, whose "
+                "attributes cannot be set and restored.",
+                "Use the module that it was scripted from.",
+            )
+        if any(kind.__module__.startswith("torch.distributed") for kind in type(module).__mro__):
+            raise ModelRefused(
+                f"{type(module).__name__} is managed by torch.distributed, which gathers its parameters around each "
+                "call.",
+                "Wrap the network before it is sharded, or one with the weights gathered (full_state_dict).",
+            )
 
 
 def _itself(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
 from ..errors import CalibrationError
@@ -57,11 +58,20 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
     Raises:
         CalibrationError: an item is no such pair, or its labels are not integers ``[N]``.
     """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise CalibrationError(
+            f"a {type(loader).__name__} yields single samples, and batches are needed: DataLoader(data, batch_size=64)."
+        )
     weight = next(iter(source.model.parameters()), None)
     rows = row_dim(source)
     for item in tqdm(loader, desc=title, disable=not progress, leave=False):
         if not (isinstance(item, tuple | list) and len(item) == 2):
-            raise CalibrationError(f"the loader must yield pairs (x, labels), not {type(item).__name__}.")
+            parts = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+            keys = f" with the keys {list(item)}" if isinstance(item, dict) else ""
+            raise CalibrationError(
+                f"the loader must yield pairs (x, labels), not a {type(item).__name__}{parts}{keys}. Hand over an "
+                "iterable of pairs made of it: ((item[0], item[1]) for item in loader), as a list if it is read twice."
+            )
         x, labels = item[0], torch.as_tensor(item[1])
         if labels.is_floating_point() or labels.shape != (x.shape[rows],):
             raise CalibrationError(

@@ -151,17 +151,44 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     if path.suffix == ".safetensors":
         _require_safetensors()
     try:
-        model.load_state_dict(_read_weights(path))
+        weights = _read_weights(path)
+        differing = sorted(set(weights) ^ set(model.state_dict()))
+        if not differing:
+            model.load_state_dict(weights)
     except Exception as error:  # what the readers raise depends on what the file holds instead of a state_dict
         raise InputError(f"the weights in {path.name} do not fit {type(model).__name__}: {error!r}") from error
+    if differing:
+        some = ", ".join(
+            f"{name!r} is {'only in the file' if name in weights else 'missing'}" for name in differing[:_NAMED]
+        )
+        more = f", and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        raise InputError(f"the weights in {path.name} do not fit {type(model).__name__}: {some}{more}.")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file, as training scripts save it: inside a dictionary, of a wrapped model."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+        return _without_prefix(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for key in _HOLDERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return _without_prefix(content)
+
+
+def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without what DataParallel, torch.compile or Lightning put before all names."""
+    for prefix in _PREFIXES * 2:  # in any order
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+_HOLDERS = ("state_dict", "model_state_dict", "net", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_NAMED = 3
 
 
 def _require_safetensors() -> None:

@@ -146,12 +146,16 @@ class Observer:
             leftovers = [cell for cell in self.read() if self.is_leftover(cell)]
             if leftovers and self._runs(rows, before_start=dict.fromkeys(leftovers)):
                 raise left_over(leftovers[0].label, tensors(leftovers[0].read())[0]) from error
-            shape = tuple(rows.row_shape)
-            kind = "sequence [T, N, ...] (time_dim=1 for [N, T, ...])" if rows.sequence else "static input [N, ...]"
+            if rows.sequence:
+                kind = "a sequence [T, N, ...] (time_dim=1 for [N, T, ...])"
+                hint = "for one input that is shown at every timestep, leave input= and time_dim= out"
+            else:
+                kind = "static input [N, ...]"
+                hint = "if the batch dimension is missing, pass x[None]; for a time axis pass input='sequence'"
             raise InputError(
-                f"{type(self.adapter.model).__name__} cannot make one timestep on rows of shape {shape}: "
-                f"{type(error).__name__}: {error}. The input was read as {kind}; check its rank, input= and time_dim=. "
-                "A model that can only compute all its timesteps at once cannot be stepped."
+                f"{type(self.adapter.model).__name__} cannot make one timestep on rows of shape "
+                f"{tuple(rows.row_shape)}: {type(error).__name__}: {error}. The input was read as {kind}: {hint}. "
+                f"{self.adapter.failure_hint()}"
             ) from error
 
     def carries_something(self, seen: Observation, rows: InputBatch) -> bool:

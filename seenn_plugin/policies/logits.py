@@ -92,7 +92,7 @@ class PatiencePolicy(Policy):
         patience: an integer of at least 1; with 1 every row stops at the first timestep.
 
     Raises:
-        PolicyError: ``patience`` is no such integer.
+        PolicyError: ``patience`` is no such integer; or, when it decides, there are fewer than 2 classes.
 
     Example:
         >>> from seenn_plugin.policies.base import exit_timesteps
@@ -108,6 +108,11 @@ class PatiencePolicy(Policy):
             raise PolicyError(f"patience must be an integer of at least 1, not {self.patience!r}.")
 
     def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        if logits.shape[1] < 2:
+            raise PolicyError(
+                "PatiencePolicy needs logits of at least 2 classes: with a single output (regression) the prediction "
+                "never changes. Use policy='fixed', or a policy of your own that stops when the output hardly changes."
+            )
         prediction = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)  # -1: not finite, no prediction
         unchanged = torch.ones_like(prediction)
         if policy_state is not None:

@@ -297,7 +297,7 @@ class LoopStepper(Stepper):
             passes.append(calls)
             self._changed_by_pass |= {n for n, v in held.items() if [tensor._version for tensor in v] != versions[n]}
             records = {name for name in records if len(variables[name]) == t}
-        refuse_other_loops(type(self.model).__name__, self.loop, passes)
+        refuse_other_loops(self.model, self.loop, passes)
         in_loop = {call.neuron for calls in passes for call in calls}
         self._starts_before = bool(in_loop) and in_loop <= {call.neuron for call in before}
         self._records = frozenset() if self._starts_before else frozenset(records)

@@ -99,17 +99,16 @@ def find_time_loop(model: nn.Module, neurons: Collection[nn.Module], call: Calla
             outermost.setdefault(around[0])
         elif times[one.neuron, one.place] > 1:
             via = f", in {one.via.co_qualname} ({one.via.co_filename}:{one.via.co_firstlineno})" if one.via else ""
+            inner = _module_with_loop(model, one.via)
             raise ModelRefused(
                 f"line {one.line} of {kind}.forward calls a {type(one.neuron).__name__} "
-                f"{times[one.neuron, one.place]} times{via}: it runs its time loop inside forward(), but not in a "
-                "plain for loop there.",
-                _REMEDY,
+                f"{times[one.neuron, one.place]} times{via}: its time loop is not in its own forward().",
+                f"Wrap the module that runs the loop: model.{inner}." if inner else _REMEDY,
             )
     if len(outermost) > 1:
         lines = ", ".join(str(loop.lineno) for loop in outermost)
         raise ModelRefused(
-            f"{kind}.forward calls its neurons in several loops (lines {lines}): a second loop needs all timesteps of "
-            "the first, so that no timestep can be left out.",
+            f"{kind}.forward calls its neurons in several loops (lines {lines}), which are not advanced together yet.",
             _REMEDY,
         )
     (loop,) = outermost
@@ -120,20 +119,37 @@ def find_time_loop(model: nn.Module, neurons: Collection[nn.Module], call: Calla
     return found
 
 
-def refuse_other_loops(kind: str, loop: TimeLoop, passes: Sequence[Sequence[SpikingCall]]) -> None:
+def _module_with_loop(model: nn.Module, via: CodeType | None) -> str:
+    """The name of the only module of ``model`` that runs a loop in its own ``forward``; empty if there is none."""
+    names = [name for name, module in model.named_modules() if name and _code_of(module) is via is not None]
+    return names[0] if len(names) == 1 else ""
+
+
+def _code_of(module: nn.Module) -> CodeType | None:
+    return getattr(unwrap(getattr(module.forward, "__func__", module.forward)), "__code__", None)
+
+
+def refuse_other_loops(model: nn.Module, loop: TimeLoop, passes: Sequence[Sequence[SpikingCall]]) -> None:
     """Refuse a loop of which a pass is no timestep: one over layers or over rows.
 
     Args:
-        kind: name of the model's class.
+        model: the model.
         passes: the calls of each pass through the loop.
 
     Raises:
         ModelRefused: a neuron is called several times from one place of one pass, or none is called in two passes.
     """
+    kind = type(model).__name__
     if any(most_from_one_place(calls) > 1 for calls in passes):
+        inner = _module_with_loop(model, next((call.via for calls in passes for call in calls if call.via), None))
+        if inner:
+            raise ModelRefused(
+                f"the time loop of {kind} is not in its own forward().",
+                f"Wrap the module that runs the loop: model.{inner}.",
+            )
         raise ModelRefused(
-            f"one pass through {loop} calls a neuron several times: its loops are nested, and the outer one does not "
-            f"count the timesteps of {kind}.",
+            f"one pass through {loop} calls a neuron several times from one place, so that it is not one timestep of "
+            f"{kind}.",
             _REMEDY,
         )
     met = Counter(neuron for calls in passes for neuron in {call.neuron for call in calls})

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from ..errors import ModelRefused
 from ..inputs import InputBatch
 from .model_access import ModelAccess
 
@@ -129,7 +130,22 @@ class CallStepper(Stepper):
 def results(returned: Any) -> list[Tensor | None]:
     """What ``forward`` returns, as a list of tensors; a list with one tensor for each timestep is stacked."""
     items = returned if isinstance(returned, tuple) else (returned,)
-    return [_as_tensor(item) for item in items]
+    tensors = [_as_tensor(item) for item in items]
+    refuse_whole_numbers(tensors[0] if tensors else None)
+    return tensors
+
+
+def refuse_whole_numbers(answer: Any) -> None:
+    """Refuse an answer that says nothing about how sure it is.
+
+    Raises:
+        ModelRefused: it is a tensor of integers.
+    """
+    if isinstance(answer, Tensor) and not answer.is_floating_point() and answer.dtype != torch.bool:
+        raise ModelRefused(
+            f"the model answers with whole numbers ({answer.dtype}), which do not say how sure it is.",
+            "Return spikes, counts or logits as floating-point numbers, and take .argmax(1) of the wrapper's answer.",
+        )
 
 
 def _as_tensor(item: Any) -> Tensor | None:
