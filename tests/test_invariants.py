@@ -308,7 +308,7 @@ def test_refuses_a_time_loop_inside_forward(framework):
     case = defective(framework, "s", nn.Identity())
     case.model = LoopsInside(case.model)
     case.inputs, case.sequence = case.inputs[0], False
-    check_refused(case, "time loop inside forward")
+    check_refused(case, r"time loop is not in its own forward\(\)")
 
 
 def test_refuses_a_state_without_rows():

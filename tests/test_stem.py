@@ -19,6 +19,7 @@ from seenn_plugin.adapter import module_adapter
 from seenn_plugin.adapter.conformance import ModelRaised, Snapshot, raising
 from seenn_plugin.adapter.module_adapter import ModuleAdapter
 from seenn_plugin.errors import ModelRefused
+from seenn_plugin.policies import FixedPolicy
 
 from .invariants import Case, check_alone, check_guest, check_prefix, check_saved, check_slots, check_whole, prescribed
 from .reference import run_spikingjelly
@@ -59,7 +60,7 @@ def images(n: int = N) -> Tensor:
 
 
 def wrap(model: nn.Module, **options: Any) -> EarlyExitWrapper:
-    return EarlyExitWrapper(model, "fixed", **{"timesteps": T, "readout": "sum", **options})
+    return EarlyExitWrapper(model, FixedPolicy(1), **{"timesteps": T, "readout": "sum", **options})
 
 
 def stem_of(snn: EarlyExitWrapper, x: Tensor) -> str:
@@ -260,7 +261,7 @@ def test_layers_that_the_caller_has_changed_are_left_alone(change):
 
 def test_a_sequence_has_none():
     model = net(usual)
-    snn = EarlyExitWrapper(model, "fixed", input="sequence", readout="sum")
+    snn = EarlyExitWrapper(model, FixedPolicy(1), input="sequence", readout="sum")
     assert stem_of(snn, torch.stack([images()] * T)) == ""
 
 

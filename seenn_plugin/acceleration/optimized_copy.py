@@ -398,6 +398,10 @@ class OptimizedCopies:
                     f"{name} does not work with {kind}: its copy raised {type(error).__name__}: {error}.", remedy
                 ) from error
             state, found_state = self.adapter.named_state(own_rows), optimized.inner.named_state(found_rows)
+            if state.keys() != found_state.keys():  # changed in a way that its structure does not show: pruned
+                self.adapter.forget()
+                own, own_rows = run(self.adapter)
+                state = self.adapter.named_state(own_rows)
             _refuse_other_dtypes(name, kind, state, found_state)
             pairs = list(zip([*own, *chain(*state.values())], [*found, *chain(*found_state.values())], strict=True))
             if any(a.shape != b.shape for a, b in pairs):

@@ -187,14 +187,14 @@ class CheckRuns:
         if cuts:
             together = together.joined(self.with_other_future(cuts))
         later = (3 * torch.arange((n + 1) // 2, device=device) + 1) % n
-        going_on = torch.cat([later, torch.arange(n, n + len(cuts), device=device)])
+        staying = torch.cat([later, torch.arange(n, n + len(cuts), device=device)])
         with self.answering():
             rows = self.begin(together)
             made = list(zip(*self.adapter.advance(rows, min(self.chunk, self.window)), strict=True))
             present = [torch.arange(n + len(cuts), device=device)] * len(made)
-            self.adapter.keep(rows, going_on)
+            self.adapter.keep(rows, staying)
             made += advance_to(self.adapter, rows, self.window - len(made), self.chunk)
-            present += [going_on] * (len(made) - len(present))
+            present += [staying] * (len(made) - len(present))
         return made, present, [tensor[: len(later)] for tensor in self._state_of(rows)], later
 
     def source(self, cut: int) -> int:
