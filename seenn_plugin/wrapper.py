@@ -409,7 +409,8 @@ class EarlyExitWrapper(nn.Module):
         return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Any) -> None:
-        state = json.loads(bytes(state.tolist()))
+        if isinstance(state, Tensor):  # earlier versions saved the dictionary itself
+            state = json.loads(bytes(state.tolist()))
         if state["policy"] != type(self.policy).__name__:
             raise PolicyError(f"the saved policy is {state['policy']}, this wrapper's is {type(self.policy).__name__}.")
         self.policy = self.policy.with_settings(state["settings"])
@@ -476,6 +477,11 @@ class EarlyExitWrapper(nn.Module):
         except OutputFires:
             self._inspector.output_fires(inputs, self._settings(self.check))
         return run(inputs)
+
+    @property
+    def readout_changes(self) -> int:
+        """How often a readout that was chosen for a silent output has been chosen again, because it spiked."""
+        return self._inspector.readout_changes
 
     def _inspect(self, inputs: InputBatch) -> Inspection:
         return self._inspector.inspect(inputs, self._settings(self.check))

@@ -199,6 +199,7 @@ class Integrator:
 
     input = "sequence"
     time_dim = 1
+    readout_changes = 0
 
     def __init__(self) -> None:
         self.model = nn.Identity()

@@ -10,7 +10,8 @@ import torch
 from spikingjelly.activation_based import layer, monitor, neuron
 from torch import nn
 
-from seenn_plugin import EarlyExitWrapper
+from seenn_plugin import EarlyExitWrapper, evaluate
+from seenn_plugin.errors import CalibrationError
 from seenn_plugin.policies import FixedPolicy
 from seenn_plugin.state.hooks import only_observes
 
@@ -273,6 +274,38 @@ def test_these_may_change_the_answer(hook):
     assert not only_observes(hook)
 
 
+class HandsOn(nn.Module):
+    """Features of a layer are noted by a hook, and read by a later one, as feature extractors do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.features = sequential(), []
+        self.net[1].register_forward_hook(self.note)
+
+    def note(self, module, arguments, output):
+        self.features.append(output)
+
+    def forward(self, x):
+        self.features.clear()
+        return self.net(x) + self.features[0][:, :CLASSES]
+
+
+def test_a_hook_that_hands_something_to_the_model_is_part_of_it(x):
+    model = HandsOn()
+    result = EarlyExitWrapper(model, FixedPolicy(), timesteps=T, readout="sum").infer(x)
+    model.net[1].reset_mem()
+    own = torch.stack([model(x).clone() for _ in range(T)]).sum(0)
+    torch.testing.assert_close(result.logits, own)
+    assert len(own.unique(dim=0)) > 1
+    notes = model.features
+
+    def closure(module, arguments, output):
+        notes.append(output)
+
+    assert only_observes(closure)
+    assert not only_observes(closure, own={id(notes)})
+
+
 # -- counters ----------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +375,31 @@ def test_a_stream_says_that_a_silent_output_has_spiked():
     snn.infer(WEAK)
     with pytest.warns(UserWarning, match="pass readout='sum' or readout='membrane'"):
         list(snn.stream(STRONG))
+
+
+def test_a_pass_over_data_is_read_in_one_way():
+    """Accuracies of the membrane potential and of the spike count do not go together."""
+    labels = torch.zeros(40, dtype=torch.long)
+    for work in (lambda snn, data: evaluate(snn, data), lambda snn, data: snn.calibrate(data, average_timesteps=3)):
+        snn = EarlyExitWrapper(with_membrane(), timesteps=6)
+        data = [(WEAK, labels[:4]), (STRONG, labels), (STRONG, labels)]
+        with pytest.raises(CalibrationError, match=r"spiked for the first time in this pass .* Call it again"):
+            work(snn, data)
+        work(snn, data)
+        assert snn.explain(WEAK).facts["readout"].startswith("sum")
+
+
+def test_a_layer_that_is_not_used_is_not_said_to_be_silent(x):
+    class Spare(Loop):
+        def __init__(self):
+            super().__init__()
+            self.spare = snntorch.Leaky(0.9)
+
+        forward = ByAttribute.forward
+
+    snn = EarlyExitWrapper(Spare())
+    snn.infer(x)  # a warning is an error here
+    assert "spare" not in snn.explain(x).facts["firing rates"]
 
 
 def test_fixed_without_a_number_is_all_timesteps(x):

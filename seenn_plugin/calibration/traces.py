@@ -20,6 +20,7 @@ class TraceSource(Protocol):
         model: the spiking network. Inputs are moved to the device of its parameters.
         input: ``"static"`` for inputs ``[N, ...]``, ``"sequence"`` for inputs with a time axis.
         time_dim: the time axis of a sequence: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
+        readout_changes: how often the readout has been chosen again. Traces before and after do not go together.
     """
 
     @property
@@ -30,6 +31,9 @@ class TraceSource(Protocol):
 
     @property
     def time_dim(self) -> int: ...
+
+    @property
+    def readout_changes(self) -> int: ...
 
     def trace(self, x: Tensor, /) -> Tensor:
         """Decision logits ``[T, N, C]`` after every timestep; differentiable where gradients are enabled."""
@@ -56,14 +60,15 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
         title: the description of the progress bar.
 
     Raises:
-        CalibrationError: an item is no such pair, or its labels are not integers ``[N]``.
+        CalibrationError: an item is no such pair, its labels are not integers ``[N]``, or the readout was chosen again
+            after the first batch, so that earlier ones were read otherwise.
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise CalibrationError(
             f"a {type(loader).__name__} yields single samples, and batches are needed: DataLoader(data, batch_size=64)."
         )
     weight = next(iter(source.model.parameters()), None)
-    rows = row_dim(source)
+    rows, changes = row_dim(source), None
     for item in tqdm(loader, desc=title, disable=not progress, leave=False):
         if not (isinstance(item, tuple | list) and len(item) == 2):
             parts = f" of {len(item)}" if isinstance(item, tuple | list) else ""
@@ -78,6 +83,12 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
                 f"labels must be class indices of shape ({x.shape[rows]},), not {labels.dtype} {tuple(labels.shape)}."
             )
         yield (x, labels.long()) if weight is None else (x.to(weight.device), labels.long().to(weight.device))
+        if changes not in (None, source.readout_changes):
+            raise CalibrationError(
+                "the output neurons spiked for the first time in this pass over the data; earlier batches were read "
+                "from their membrane potential. Call it again (the spike count is read from now on), or pass readout=."
+            )
+        changes = source.readout_changes
 
 
 @torch.no_grad()

@@ -50,12 +50,13 @@ class Firing:
 
     @property
     def silent(self) -> bool:
-        return self.spikes == 0
+        """Whether it was called, and never spiked."""
+        return self.answers > 0 and self.spikes == 0
 
     @property
     def saturated(self) -> bool:
         """Whether it has spiked at every timestep. Layers that answer with anything but spikes are never saturated."""
-        return self.binary and self.spikes == self.answers
+        return self.answers > 0 and self.binary and self.spikes == self.answers
 
 
 @contextmanager

@@ -105,6 +105,7 @@ class Inspector:
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
         self._found: dict[Any, Inspection] = {}
+        self.readout_changes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_found": {}}  # a copy of the model is another model
@@ -141,6 +142,7 @@ class Inspector:
 
     def output_fires(self, inputs: InputBatch, settings: Settings) -> None:
         """Read the spike count from here on, on this kind of input: the output neurons have spiked after all."""
+        self.readout_changes += 1
         key = self._key(inputs, settings)
         found = self._found[key]
         reason = "the outputs are spikes (0 or 1), the first of which came after the first batch: their count"
@@ -180,7 +182,7 @@ class Inspector:
                 chunk=chunk,
                 chunk_reason="",
                 checks=tuple(checked.lines()) if checked else (),
-                firing={name: checked.firing[m].rate for m, name in names.items() if checked and m in checked.firing},
+                firing=_rates(checked, names) if checked else {},
             )
             if settings.chunk == "auto" and not whole and inputs.values.numel():
                 found = self._with_fastest_chunk(found, inputs, settings)
@@ -217,6 +219,12 @@ class Inspector:
                 "longer, or leave timesteps out."
             )
         return asked or own or 0
+
+
+def _rates(checked: Checked, names: dict[nn.Module, str]) -> dict[str, float]:
+    """The firing rates of the layers that were called, in the order of the model."""
+    called = {module: layer for module, layer in checked.firing.items() if layer.answers}
+    return {name: called[module].rate for module, name in names.items() if module in called}
 
 
 def _warn_of_unseen(adapter: Adapter, checked: Checked, names: dict[nn.Module, str]) -> None:

@@ -223,6 +223,10 @@ class _SettlingSource:
         self.model, self.input, self.time_dim = snn.model, snn.input, snn.time_dim
         self.policy: Policy | None = None
 
+    @property
+    def readout_changes(self) -> int:
+        return self._snn.readout_changes
+
     def trace(self, x: Tensor) -> Tensor:
         self.policy = self.policy or self._snn.policy_for(x)
         return self._snn.trace(x)

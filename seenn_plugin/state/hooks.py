@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from types import FunctionType, MethodType
+from functools import lru_cache, partial
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from torch import nn
@@ -44,9 +44,12 @@ def observers_off(model: nn.Module) -> Iterator[None]:
     """
     stores = [vars(module)[name] for module in model.modules() for name in _FORWARD]
     stores += [getattr(_torch_module, f"_global{name}") for name in _FORWARD]
-    changed = []
-    for store in stores:
-        observers = [key for key, hook in store.items() if key >= 0 and only_observes(hook)]
+    changed, own = [], None
+    for store in filter(None, stores):
+        if own is None:  # few models have hooks
+            held = (value for module in model.modules() for value in vars(module).values())
+            own = {id(value) for value in held if not isinstance(value, int | float | str | bool | None)}
+        observers = [key for key, hook in store.items() if key >= 0 and only_observes(hook, own)]
         if observers:
             changed.append((store, dict(store)))
             for key in observers:
@@ -60,25 +63,46 @@ def observers_off(model: nn.Module) -> Iterator[None]:
             store.update(before)
 
 
-def only_observes(hook: Callable[..., Any]) -> bool:
-    """Whether a hook can be seen to return nothing, and to write to none of its arguments.
+def only_observes(hook: Callable[..., Any], own: Collection[int] = ()) -> bool:
+    """Whether a hook can be seen to return nothing, and to write to nothing that the model reads.
 
-    Seen in its code: what the functions that it calls do to the arguments is not looked at, but for methods that change
-    a tensor in place (``clamp_``). Hooks of torch, which reparametrise weights, and those of this library never only
-    observe.
+    Seen in its code: what the functions that it calls do to their arguments is not looked at, but for methods that
+    change a tensor in place (``clamp_``). Hooks of torch, which reparametrise weights, and those of this library never
+    only observe. Nor does one that holds a module, or an object that the model holds too: it may hand on what it sees
+    (features for a later layer).
+
+    Args:
+        hook: the hook.
+        own: identities of the objects that the model holds.
     """
     function: Any = hook
+    held: list[Any] = []
     while isinstance(function, partial):
+        held += [*function.args, *function.keywords.values()]
         function = function.func
-    if not isinstance(function, FunctionType | MethodType):
+    is_method = not isinstance(function, FunctionType)
+    if isinstance(function, MethodType):
+        held.append(function.__self__)
+    elif is_method:
+        held.append(function)
         function = vars(type(function)).get("__call__")
     function = getattr(function, "__func__", function)
     if not isinstance(function, FunctionType) or function.__module__.startswith(("torch.", "seenn_")):
         return False
-    code = function.__code__
+    held += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    held += function.__defaults__ or ()
+    held += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+    if any(isinstance(value, nn.Module) or id(value) in own for value in held):
+        return False
+    return _writes_to_no_argument(function.__code__, is_method)
+
+
+@lru_cache(maxsize=256)
+def _writes_to_no_argument(code: CodeType, is_method: bool) -> bool:
+    """Whether a function returns nothing and writes to none of its arguments, but to the object it is a method of."""
     given = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-    if not isinstance(hook, FunctionType):
-        given.discard(code.co_varnames[0] if code.co_varnames else "")  # a monitor writes to itself
+    if is_method:
+        given.discard(code.co_varnames[0] if code.co_varnames else "")
     instructions = list(dis.get_instructions(code))
     for position, here in enumerate(instructions):
         before = instructions[position - 1]
