@@ -5,8 +5,11 @@
     python benchmarks/gpu.py --out DIR --device cpu --quick       # a rehearsal: shows that the script runs
     python benchmarks/gpu.py --table                              # the table once more, from the measurements
 
-Every way to run a network is first compared with the CPU: the same weights, the plain wrapper. One whose answers are
-not those is not timed. Without CUDA nothing is measured, and nothing written; a rehearsal is marked as one, and never
+Correctness comes first: tests/test_cuda.py, on tiny networks, and its result is written before anything is timed. Then
+every way to run a large network is compared with the CPU (the same weights, the plain wrapper); one whose answers are
+not those is not timed (with ``--tf32``, as with bfloat16, how many agree is only written down: the weights are random, so
+that answers hang on few spikes). Each scenario runs in a process of its own, and is written when it ends, so that a failure costs
+that scenario alone. Without CUDA nothing is measured, and nothing written; a rehearsal is marked as one, and never
 printed as a measurement.
 """
 
@@ -17,23 +20,28 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import distributions
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from measuring import (
     RESULTS,
     Results,
     Timing,
+    Way,
     code,
     interleaved,
     machine,
     markdown,
     measured_on,
     percentile,
+    run_once,
     spread,
     synchronise,
 )
@@ -62,12 +70,18 @@ _NO_CUDA = "There is no CUDA device: nothing was measured. To see that the scrip
 
 BF16 = {"autocast": torch.bfloat16}
 DEFAULTS: dict[str, dict[str, Any]] = {"defaults": {}}
-CHECKS = {"check_every=2": {"check_every": 2}, "check_every=4": {"check_every": 4}}
+CHECKS = {"check_every=2": {"check_every": 2}}
 GRAPHS = {"cuda_graphs": {"cuda_graphs": True}}
-COMPILED = {"compile": {"compile": True}}
+GRAPHS_CHECKS = {"cuda_graphs, check_every=2": {"cuda_graphs": True, "check_every": 2}}
 CHUNKED = {"chunk='auto'": {"chunk": "auto"}}
-ALL_EXACT = {"compile, cuda_graphs, check_every=2": {"compile": True, "cuda_graphs": True, "check_every": 2}}
-ALL_BF16 = {"compile, cuda_graphs, bf16": {"compile": True, "cuda_graphs": True, **BF16}}
+_SLOTS = 256
+_SECONDS = 110  # that one scenario may take
+
+
+def compiled(rows: int) -> dict[str, dict[str, Any]]:
+    """A compiled step for one batch size: each takes the compiler half a minute."""
+    both = {"compile": (rows,), "cuda_graphs": True}
+    return {"compile, cuda_graphs": both, "compile, cuda_graphs, bf16": {**both, **BF16}}
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class Scenario:
         samples: answered in one round.
         exits: a key of ``HISTOGRAMS``.
         ways: options of the wrapper, by name.
+        note: what sets it apart from another scenario of the same rows.
     """
 
     network: str
@@ -90,11 +105,12 @@ class Scenario:
     exits: str = "mean 1.3 of 4"
     rounds: int = 7
     ways: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def name(self) -> str:
         rows = f"{self.batch} slots" if self.kind == "stream" else f"batch {self.batch}"
-        return f"{self.network}, {self.kind}, {rows}, {self.exits}"
+        return f"{self.network}, {self.kind}, {rows}, {self.exits}{self.note}"
 
     @property
     def timesteps(self) -> int:
@@ -103,19 +119,19 @@ class Scenario:
 
 def scenarios() -> list[Scenario]:
     """What is asked of the GPU first comes first."""
-    everything = {**DEFAULTS, **GRAPHS, **CHECKS, **CHUNKED, **COMPILED, **ALL_EXACT, **ALL_BF16}
-    few = {**DEFAULTS, **GRAPHS, **ALL_BF16}
-    streamed = Scenario("sew-resnet18", "stream", 256, 2048, ways=everything)
-    alone = {**DEFAULTS, **GRAPHS, **CHECKS, **ALL_EXACT, **ALL_BF16}
-    single = replace(streamed, kind="infer", batch=1, samples=50, rounds=9, ways=alone)
+    few = {**DEFAULTS, **GRAPHS}
+    streamed = Scenario("sew-resnet18", "stream", _SLOTS, 2048, rounds=5, ways={**few, **CHECKS})
+    single = replace(streamed, kind="infer", batch=1, samples=50, ways={**few, **compiled(1)})
+    ten = replace(streamed, kind="infer", batch=64, samples=64, exits="mean 2.6 of 10")
     return [
         streamed,
         single,
-        replace(streamed, kind="infer", batch=64, samples=64, exits="mean 2.6 of 10", ways={**DEFAULTS, **CHUNKED}),
-        replace(streamed, network="resnet19", ways=few),
+        replace(ten, ways={**few, **GRAPHS_CHECKS, **CHUNKED}),
         replace(streamed, network="snntorch-conv", ways=few),
-        replace(single, network="snntorch-conv", ways=few),
+        replace(single, network="snntorch-conv"),
+        replace(streamed, network="resnet19", ways=few),
         replace(streamed, network="spikformer", ways=few),
+        replace(streamed, ways=compiled(_SLOTS), note=", compiled"),
     ]
 
 
@@ -184,7 +200,8 @@ def measure(scenario: Scenario, device: torch.device, deadline: float) -> dict[s
                 row["row_steps_of_sum"] = got.row_steps / int(exits.sum())
                 with policy_of(snn, reference.policy):
                     row["against_cpu"] = reference.compare(answers(scenario.kind, reference.work, snn))
-                if "autocast" not in chosen and row["against_cpu"]["answers"] < _LEAST_AGREEMENT:
+                exact = not (torch.backends.cudnn.allow_tf32 or "autocast" in chosen)
+                if exact and row["against_cpu"]["answers"] < _LEAST_AGREEMENT:
                     raise AssertionError(f"answers differ from those of the CPU: {row['against_cpu']}")
                 ways[name] = {"stream": stream, "infer": infer}[scenario.kind](work, snn)
             except Exception as error:
@@ -194,8 +211,19 @@ def measure(scenario: Scenario, device: torch.device, deadline: float) -> dict[s
     timings = interleaved(ways, scenario.rounds, device=device)
     for name, timing in timings.items():
         rows[name] |= _numbers(timing, timings["full"], ideal)
+        if device.type == "cuda":
+            rows[name]["peak_mib"] = _peak(ways[name], device)
     title = f"{network.name}: {scenario.name.split(', ', 1)[1]}"
     return {"title": title, "backend": reference.backend, "ideal": ideal, "ways": rows}
+
+
+@torch.no_grad()
+def _peak(way: Way, device: torch.device) -> float:
+    """MiB that a run adds to the memory of the device that was allocated before it, at its peak."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run_once(way, device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _first_use(kind: str, work: Work, snn: Any, device: torch.device) -> tuple[Answers, float]:
@@ -215,28 +243,45 @@ def _numbers(timing: Timing, full: Timing, ideal: float) -> dict[str, Any]:
     }
 
 
-def measure_all(chosen: Iterable[Scenario], out: Path, device: torch.device, quick: bool, minutes: float) -> None:
-    """With the SpikingJelly that can be imported; results are written after every scenario."""
-    where, digest, deadline = machine(device), code(), monotonic() + 60 * minutes
-    results = Results(out / f"gpu-spikingjelly-{where['spikingjelly']}{'-rehearsal' if quick else ''}.json")
-    for scenario in chosen:
-        described = {**asdict(scenario), "ways": {name: _plain(chosen) for name, chosen in scenario.ways.items()}}
-        of = {"scenario": described, "machine": where, "code": digest, "rehearsal": quick}
-        if monotonic() > deadline:
-            print(f"{scenario.name}: not measured: out of time", flush=True)
-            continue
-        start = perf_counter()
-        try:
-            row = measure(scenario, device, deadline)
-        except ImportError as error:  # this generation does not have the network
-            print(f"{scenario.name}: not measured: {error}", flush=True)
-            continue
-        results.add(scenario.name, of, row)
-        print(f"{scenario.name}: {perf_counter() - start:.0f} s", flush=True)
+def measure_one(scenario: Scenario, results: Results, device: torch.device, quick: bool, deadline: float) -> None:
+    """With the SpikingJelly that can be imported."""
+    described = {**asdict(scenario), "ways": {name: _plain(chosen) for name, chosen in scenario.ways.items()}}
+    of = {"scenario": described, "machine": machine(device), "code": code(), "rehearsal": quick}
+    start = perf_counter()
+    try:
+        row = measure(scenario, device, deadline)
+    except ImportError as error:  # this generation does not have the network
+        print(f"{scenario.name}: not measured: {error}", flush=True)
+        return
+    results.add(scenario.name, of, row)
+    print(f"{scenario.name}: {perf_counter() - start:.0f} s", flush=True)
 
 
 def _plain(chosen: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in chosen.items()}
+
+
+# -- correctness --------------------------------------------------------------------------------------------------
+
+
+def prove(out: Path, device: torch.device, path: str | None) -> None:
+    """Run tests/test_cuda.py, and write what passed and what failed."""
+    report = out / f"{_file_name(path)}-tests.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default"]
+    command += ["-n", "8", "tests/test_cuda.py", f"--junitxml={report.resolve()}"]
+    environment = {**_environment(path), "SEENN_TEST_DEVICE": str(device)}
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
+    print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
+
+
+def _proofs(report: Path) -> str:
+    """What the tests said, in Markdown."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    bad = [case.get("name", "") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    name = report.stem.removesuffix("-tests")
+    lines = [f"{name}: {len(cases) - len(bad) - skipped} tests passed, {len(bad)} failed, {skipped} skipped.", ""]
+    return "\n".join([*lines, *(f"- failed: {name}" for name in bad), ""] if bad else lines)
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
@@ -244,14 +289,15 @@ def _plain(chosen: dict[str, Any]) -> dict[str, str]:
 
 def table(folder: Path) -> str:
     """What was measured on a GPU, and what was not, in Markdown. Rehearsals are left out."""
-    files = sorted(folder.glob("gpu-spikingjelly-*.json"))
+    files = sorted(folder.glob("gpu-*.json"))
+    proofs = [_proofs(report) for report in sorted(folder.glob("gpu-*-tests.xml"))]
     rows = {
         f"{name} ({file.stem})": row
         for file in files
         for name, row in Results(file).rows.items()
         if not row["of"]["rehearsal"]
     }
-    parts = []
+    parts = ["## Correctness\n", *(proofs or ["Not tested on a GPU.\n"]), "## Speed\n"]
     for scenario in scenarios():
         found = [row for name, row in rows.items() if name.startswith(f"{scenario.name} (")]
         parts += [_table_of(row) for row in found] or [f"### {scenario.name}\n\nNot measured.\n"]
@@ -263,7 +309,7 @@ def _table_of(row: dict[str, Any]) -> str:
     lines = []
     for name, way in row["ways"].items():
         if "failed" in way:
-            lines.append([name, way["failed"], *[""] * 6])
+            lines.append([name, way["failed"], *[""] * 7])
             continue
         latency, ideal, against = way["latency_milliseconds"], way["of_ideal"], way.get("against_cpu")
         steps, first = way.get("row_steps_of_sum"), way.get("first_use_seconds")
@@ -278,6 +324,7 @@ def _table_of(row: dict[str, Any]) -> str:
                 ""
                 if against is None
                 else f"{against['answers']:.1%} / {against['exits']:.1%}, {against['largest_difference']:.1e}",
+                f"{way['peak_mib']:.0f} MiB" if "peak_mib" in way else "",
                 "" if first is None else f"{first:.1f} s",
             ]
         )
@@ -289,12 +336,14 @@ def _table_of(row: dict[str, Any]) -> str:
         "of the ideal",
         "row-steps / sum of t",
         "as on the CPU: answers / exits, largest difference",
+        "peak memory",
         "first use",
     ]
     warned = sorted({text for way in row["ways"].values() for text in way.get("warnings", ())})
-    version = row["of"]["machine"]["spikingjelly"]
+    place = row["of"]["machine"]
+    rounding = "float32, convolutions in TF32" if place.get("tf32") else "float32"
     return (
-        f"### {row['title']} (SpikingJelly {version})\n\nIdeal {row['ideal']:.2f}.\n\n"
+        f"### {row['title']} (SpikingJelly {place['spikingjelly']}, {rounding})\n\nIdeal {row['ideal']:.2f}.\n\n"
         + markdown(header, lines)
         + "".join(f"\nWarned: {text}\n" for text in warned)
     )
@@ -309,12 +358,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="a rehearsal on a tiny network")
     parser.add_argument("--spikingjelly", type=Path, help="a folder with another generation, measured after the first")
-    parser.add_argument("--minutes", type=float, default=7.0, help="after which no further way is begun")
+    parser.add_argument("--minutes", type=float, default=7.0, help="after which no further scenario is begun")
     parser.add_argument("--tf32", action="store_true", help="let convolutions round to TF32, stock runs' too")
-    parser.add_argument("--framework", help="networks of this framework only")
+    parser.add_argument("--match", default="", help="scenarios with this in their names only")
+    parser.add_argument("--no-tests", action="store_true", help="leave out the tests of correctness")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # the scenario that this process measures
     parser.add_argument("--table", action="store_true", help="write the table anew, and measure nothing")
     asked = parser.parse_args(arguments)
     device = torch.device(asked.device)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.only:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = asked.tf32
+        chosen = next(one for one in _chosen(asked) if one.name == asked.only)
+        deadline = monotonic() + 60 * asked.minutes
+        measure_one(chosen, Results(asked.out / f"{_file_name()}{_suffix(asked)}.json"), device, asked.quick, deadline)
+        return 0
     if not asked.table:
         if device.type == "cuda" and not torch.cuda.is_available():
             print(_NO_CUDA, file=sys.stderr)
@@ -322,27 +380,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type != "cuda" and not asked.quick:
             print(f"On {device.type} there is only the rehearsal: --quick.", file=sys.stderr)
             return 2
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = asked.tf32
-        share = asked.minutes / (2 if asked.spikingjelly else 1)
-        chosen = rehearsals() if asked.quick else scenarios()
-        if asked.framework:
-            chosen = [scenario for scenario in chosen if NETWORKS[scenario.network].framework == asked.framework]
-        measure_all(chosen, asked.out, device, asked.quick, share)
-        if asked.spikingjelly:
-            code = _other_generation(asked, share)
-            if code:
-                return code
-    asked.out.mkdir(parents=True, exist_ok=True)
+        deadline = monotonic() + 60 * asked.minutes
+        generations = [None, str(asked.spikingjelly.resolve())] if asked.spikingjelly else [None]
+        if device.type == "cuda" and not asked.no_tests:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda path: prove(asked.out, device, path), generations))
+        for path in generations:
+            _measure_each(asked, path, deadline)
     (asked.out / "gpu.md").write_text(table(asked.out))
     return 0
 
 
-def _other_generation(asked: argparse.Namespace, minutes: float) -> int:
-    """The same in a process of its own, because one process imports one generation."""
-    path = os.pathsep.join(filter(None, [str(asked.spikingjelly.resolve()), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, __file__, "--out", str(asked.out), "--device", asked.device, "--minutes", str(minutes)]
-    command += ["--framework", "spikingjelly"] + ["--quick"] * asked.quick + ["--tf32"] * asked.tf32
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+def _measure_each(asked: argparse.Namespace, path: str | None, deadline: float) -> None:
+    """Every scenario in a process of its own."""
+    for scenario in _chosen(asked):
+        if path and NETWORKS[scenario.network].framework != "spikingjelly":
+            continue
+        left = min(_SECONDS, deadline - monotonic())
+        if left < 10:
+            print(f"{scenario.name}: not measured: out of time", flush=True)
+            continue
+        command = [sys.executable, __file__, "--out", str(asked.out), "--device", asked.device]
+        command += ["--only", scenario.name, "--minutes", str(0.7 * left / 60)]
+        command += ["--quick"] * asked.quick + ["--tf32"] * asked.tf32
+        try:
+            code = subprocess.run(command, env=_environment(path), timeout=left).returncode
+        except subprocess.TimeoutExpired:
+            code = f"more than {left:.0f} s"
+        if code:
+            print(f"{scenario.name}: not measured: ended with {code}", flush=True)
+
+
+def _chosen(asked: argparse.Namespace) -> list[Scenario]:
+    return [one for one in (rehearsals() if asked.quick else scenarios()) if asked.match in one.name]
+
+
+def _environment(path: str | None) -> dict[str, str]:
+    """For another process, with the SpikingJelly in this folder: one process imports one generation."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))}
+
+
+def _file_name(path: str | None = None) -> str:
+    """Of the results with the SpikingJelly in a folder; with the one that can be imported for ``None``."""
+    found = distributions(name="spikingjelly", path=[path] if path else sys.path)
+    return f"gpu-spikingjelly-{next(iter(found)).version}"
+
+
+def _suffix(asked: argparse.Namespace) -> str:
+    return "-tf32" * asked.tf32 + "-rehearsal" * asked.quick
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ ATOL: Final = 1e-5
 
 def differing_rows(found: Tensor, wanted: Tensor, row_dim: int = 0) -> list[int]:
     """The rows of two tensors of one shape that differ by more than the tolerance. NaN equals NaN."""
-    left, right = (tensor.detach().double().movedim(row_dim, 0).flatten(1) for tensor in (found, wanted))
+    left, right = (tensor.detach().cpu().double().movedim(row_dim, 0).flatten(1) for tensor in (found, wanted))
     equal = (left == right) | (left.isnan() & right.isnan())
     near = (left - right).abs() <= ATOL + RTOL * right.abs()
     return (~(equal | near).all(1)).nonzero().flatten().tolist()
 
 
 def largest_difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found.detach().double() - wanted.detach().double()).abs().max()) if found.numel() else 0.0
+    return float((found.detach().cpu().double() - wanted.detach().cpu().double()).abs().max()) if found.numel() else 0.0
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:

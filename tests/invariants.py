@@ -31,6 +31,7 @@ from seenn_plugin.policies import (
 )
 
 from .closeness import differing_rows, largest_difference
+from .device import DEVICE
 from .reference import Outputs, Runner, decision_logits, exit_alone, outputs_alone, trace_alone
 
 FIRING = (0.02, 0.6)
@@ -44,7 +45,7 @@ class PrescribedPolicy(Policy):
     exits: tuple[int, ...] = ()
 
     def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
-        exits = torch.tensor(self.exits) if policy_state is None else policy_state
+        exits = torch.tensor(self.exits, device=logits.device) if policy_state is None else policy_state
         return Decision(timestep >= exits, timestep.double(), exits)
 
 
@@ -53,7 +54,8 @@ class ReadOffPolicy(Policy):
     """Lets each row go at the timestep that is written in its input: any exit pattern, whoever joins whenever."""
 
     def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Any:
-        return torch.tensor([read_off(row, timesteps) for row in inputs.values.transpose(0, inputs.row_dim)])
+        exits = [read_off(row, timesteps) for row in inputs.values.transpose(0, inputs.row_dim)]
+        return torch.tensor(exits, device=inputs.device)
 
     def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
         return Decision(timestep >= policy_state, timestep.double(), policy_state)
@@ -121,6 +123,10 @@ class Case:
     wrapper: EarlyExitWrapper | None = None
     adapter: Adapter | None = None
 
+    def __post_init__(self) -> None:
+        self.model.to(DEVICE)
+        self.inputs = self.inputs.to(DEVICE)
+
     @property
     def n(self) -> int:
         return self.inputs.shape[1 if self.sequence else 0]
@@ -144,7 +150,10 @@ class Case:
 
     def rows(self, rows: Sequence[int]) -> Tensor:
         """The input of some rows, time-first."""
-        return self.inputs.index_select(1 if self.sequence else 0, torch.tensor(rows, dtype=torch.long))
+        return self.inputs.index_select(1 if self.sequence else 0, self.index(rows))
+
+    def index(self, rows: Sequence[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.long, device=self.inputs.device)
 
     def as_given(self, inputs: Tensor) -> Tensor:
         """An input as the caller of the wrapper has it."""
@@ -246,7 +255,7 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
             taken, free = free[: len(waiting)], free[len(waiting) :]
             if taken:
                 arriving, waiting = waiting[: len(taken)], waiting[len(taken) :]
-                adapter.place(rows, torch.tensor(taken), batch(case.rows(arriving)))
+                adapter.place(rows, case.index(taken), batch(case.rows(arriving)))
                 for place, row in zip(taken, arriving, strict=True):
                     running[place] = row
                 assert rows.clock.tolist() == [len(made[row]) for row in running]
@@ -254,7 +263,7 @@ def check_slots(case: Case, rule: Rule, slots: int, steps: int = 1) -> None:
                 staying = [place for place in range(len(running)) if place not in free]
                 running = [running[place] for place in staying]
                 if running:
-                    adapter.keep(rows, torch.tensor(staying))
+                    adapter.keep(rows, case.index(staying))
     own = adapter.answer(batch(case.inputs))
     for row, outputs in made.items():
         if own is not None:  # the case knows the answers so far

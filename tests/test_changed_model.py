@@ -169,7 +169,7 @@ OF_LOOPS = {
     "a flag": lambda model: setattr(model, "flag", True),
     "the number of timesteps": lambda model: setattr(model, "steps", 7),
 }
-OPTIONS = {"default": {}, "fold": {"fold": True}, "channels-last": {"channels_last": True}}
+OPTIONS = {"default": {}, "fold": {"fold": True}}
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -196,5 +196,6 @@ def _modes(device: torch.device) -> tuple[Any, ...]:
         torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
         torch.get_default_dtype(),
     )

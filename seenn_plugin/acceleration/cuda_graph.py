@@ -57,7 +57,8 @@ class CudaRecorder(Recorder):
                     work()
             current.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Only what this thread does is recorded, and only this thread must keep to what can be: others load data.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 made = work()
         return made, graph.replay
 
@@ -78,14 +79,14 @@ class GraphStep:
         self._state = [torch.empty_like(tensor).copy_(tensor) for tensor in state]
         self._holder: Callable[[], Holder | None] = lambda: None
 
+        self._place_of = {tensor.untyped_storage().data_ptr(): i for i, tensor in enumerate(self._state)}
+
         def work() -> list[Tensor]:
             made = function(*self._frames, *self._state)
             cut = len(made) - len(self._state)
             # State that a step returns unchanged, or moves from one place to the next, lies in this very memory.
             made = [self._separate(tensor, i - cut) for i, tensor in enumerate(made)]
-            for buffer, new in zip(self._state, made[cut:], strict=True):
-                if new is not buffer:
-                    buffer.copy_(new)
+            _copy(self._state, made[cut:])
             return made[:cut]
 
         self._outputs, self._replay = recorder.record(work, state[0].device)
@@ -96,9 +97,7 @@ class GraphStep:
         """One timestep for ``holder``, whose present state is ``state`` and which takes the returned state."""
         self._copy_out(holder)
         sources = [self._separate(tensor, i) for i, tensor in enumerate(state)]
-        for buffer, value in zip((*self._frames, *self._state), (*frames, *sources), strict=True):
-            if value is not buffer:
-                buffer.copy_(value)
+        _copy([*self._frames, *self._state], [*frames, *sources])
         self._holder = weakref.ref(holder)
         self._replay()
         return [output.clone() for output in self._outputs], list(self._state)
@@ -113,8 +112,12 @@ class GraphStep:
 
     def _separate(self, tensor: Tensor, place: int) -> Tensor:
         """``tensor``, or a copy if it shares memory with the state at another place than ``place``."""
-        memory = tensor.untyped_storage().data_ptr()
-        for i, buffer in enumerate(self._state):
-            if buffer.untyped_storage().data_ptr() == memory and not (i == place and tensor is buffer):
-                return tensor.clone()
-        return tensor
+        found = self._place_of.get(tensor.untyped_storage().data_ptr())
+        return tensor if found is None or (found == place and tensor is self._state[place]) else tensor.clone()
+
+
+def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy all values but those that are there already, on a GPU in few launches."""
+    pairs = [(buffer, value) for buffer, value in zip(into, values, strict=True) if value is not buffer]
+    if pairs:
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

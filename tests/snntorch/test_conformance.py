@@ -7,6 +7,7 @@ from seenn_snntorch import SnnTorchAdapter
 
 from seenn_plugin.adapter.conformance import AdapterConformance
 
+from ..device import DEVICE
 from ..snntorch_nets import NetSpec, build
 
 
@@ -16,11 +17,12 @@ class TestSequential(AdapterConformance):
 
     def make_model(self):
         frames = torch.randn(8, 16, *self.spec.row, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        return build(self.spec, frames)
+        return build(self.spec, frames).to(DEVICE)
 
     def make_inputs(self, n):
         shape = (self.timesteps, n, *self.spec.row) if self.sequence else (n, *self.spec.row)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
 
 class TestHiddenSequence(TestSequential):
