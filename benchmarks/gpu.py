@@ -7,10 +7,10 @@
 
 Correctness comes first: tests/test_cuda.py, on tiny networks, and its result is written before anything is timed. Then
 every way to run a large network is compared with the CPU (the same weights, the plain wrapper); one whose answers are
-not those is not timed (with ``--tf32``, as with bfloat16, how many agree is only written down: the weights are random, so
-that answers hang on few spikes). Each scenario runs in a process of its own, and is written when it ends, so that a failure costs
-that scenario alone. Without CUDA nothing is measured, and nothing written; a rehearsal is marked as one, and never
-printed as a measurement.
+not those is not timed. With ``--tf32``, as with bfloat16, how many agree is only written down: the weights are random,
+so that answers depend on few spikes. Each scenario runs in a process of its own, and is written when it ends, so that a
+failure costs that scenario alone. Without CUDA nothing is measured, and nothing written; a rehearsal is marked as one,
+and never printed as a measurement.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _proofs(report: Path) -> str:
 
 def table(folder: Path) -> str:
     """What was measured on a GPU, and what was not, in Markdown. Rehearsals are left out."""
-    files = sorted(folder.glob("gpu-*.json"))
+    files = sorted(folder.glob("gpu-spikingjelly-*.json"))
     proofs = [_proofs(report) for report in sorted(folder.glob("gpu-*-tests.xml"))]
     rows = {
         f"{name} ({file.stem})": row

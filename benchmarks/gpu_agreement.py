@@ -3,9 +3,9 @@
     python benchmarks/gpu_agreement.py --data DIR --export samples.pt     # where the data is
     python benchmarks/gpu_agreement.py --samples samples.pt --out DIR     # on a CUDA machine
 
-Two answers are compared for each sample: by the confidence policy at a threshold of 0.9, and at full T. Rounding differs
-between devices, so that a spike at its threshold may move, and with it, now and then, an answer. In trained networks
-few answers depend on one spike.
+Two answers are compared for each sample: by the confidence policy at a threshold of 0.9, and at full T. Rounding
+differs between devices, so that a spike at its threshold may move, and with it, now and then, an answer. In trained
+networks few answers depend on one spike.
 """
 
 from __future__ import annotations
