@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter
 from typing import Any
 from xml.etree import ElementTree
@@ -266,22 +267,32 @@ def _plain(chosen: dict[str, Any]) -> dict[str, str]:
 
 def prove(out: Path, device: torch.device, path: str | None) -> None:
     """Run tests/test_cuda.py, and write what passed and what failed."""
-    report = out / f"{_file_name(path)}-tests.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default"]
-    command += ["-n", "8", "tests/test_cuda.py", f"--junitxml={report.resolve()}"]
-    environment = {**_environment(path), "SEENN_TEST_DEVICE": str(device)}
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True)
-    print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
+    out = out.resolve()
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+        command += ["-W", "default", "-n", "8", "tests/test_cuda.py", f"--junitxml={report}"]
+        environment = {**_environment(path), "SEENN_TEST_DEVICE": str(device)}
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True
+        )
+        print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    found: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
+    for case in cases:
+        bad = case.find("failure") is not None or case.find("error") is not None
+        result = "failed" if bad else "passed" if case.find("skipped") is None else "skipped"
+        found[result].append(case.get("name", ""))
+    of = {"machine": {**machine(device), "spikingjelly": _version(path)}, "code": code()}
+    Results(out / f"gpu-tests-{_version(path)}.json").add("tests", of, found)
 
 
-def _proofs(report: Path) -> str:
+def _proofs(results: Results) -> str:
     """What the tests said, in Markdown."""
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    bad = [case.get("name", "") for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    name = report.stem.removesuffix("-tests")
-    lines = [f"{name}: {len(cases) - len(bad) - skipped} tests passed, {len(bad)} failed, {skipped} skipped.", ""]
-    return "\n".join([*lines, *(f"- failed: {name}" for name in bad), ""] if bad else lines)
+    row = results.rows["tests"]
+    counts = ", ".join(f"{len(row[result])} {result}" for result in ("passed", "failed", "skipped"))
+    lines = [f"SpikingJelly {row['of']['machine']['spikingjelly']}: {counts}.", ""]
+    return "\n".join(lines + [f"- failed: {name}" for name in row["failed"]] + [""] * bool(row["failed"]))
 
 
 # -- the table ----------------------------------------------------------------------------------------------------
@@ -290,7 +301,8 @@ def _proofs(report: Path) -> str:
 def table(folder: Path) -> str:
     """What was measured on a GPU, and what was not, in Markdown. Rehearsals are left out."""
     files = sorted(folder.glob("gpu-spikingjelly-*.json"))
-    proofs = [_proofs(report) for report in sorted(folder.glob("gpu-*-tests.xml"))]
+    tests = [Results(file) for file in sorted(folder.glob("gpu-tests-*.json"))]
+    proofs = [_proofs(results) for results in tests]
     rows = {
         f"{name} ({file.stem})": row
         for file in files
@@ -301,7 +313,8 @@ def table(folder: Path) -> str:
     for scenario in scenarios():
         found = [row for name, row in rows.items() if name.startswith(f"{scenario.name} (")]
         parts += [_table_of(row) for row in found] or [f"### {scenario.name}\n\nNot measured.\n"]
-    return "\n".join([*parts, measured_on(rows)])
+    tested = {f"tests, SpikingJelly {r.rows['tests']['of']['machine']['spikingjelly']}": r.rows["tests"] for r in tests}
+    return "\n".join([*parts, measured_on({**tested, **rows})])
 
 
 def _table_of(row: dict[str, Any]) -> str:
@@ -366,12 +379,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="write the table anew, and measure nothing")
     asked = parser.parse_args(arguments)
     device = torch.device(asked.device)
-    asked.out.mkdir(parents=True, exist_ok=True)
     if asked.only:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = asked.tf32
         chosen = next(one for one in _chosen(asked) if one.name == asked.only)
         deadline = monotonic() + 60 * asked.minutes
-        measure_one(chosen, Results(asked.out / f"{_file_name()}{_suffix(asked)}.json"), device, asked.quick, deadline)
+        measure_one(
+            chosen,
+            Results(asked.out / f"gpu-spikingjelly-{_version()}{_suffix(asked)}.json"),
+            device,
+            asked.quick,
+            deadline,
+        )
         return 0
     if not asked.table:
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -380,6 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type != "cuda" and not asked.quick:
             print(f"On {device.type} there is only the rehearsal: --quick.", file=sys.stderr)
             return 2
+        asked.out.mkdir(parents=True, exist_ok=True)
         deadline = monotonic() + 60 * asked.minutes
         generations = [None, str(asked.spikingjelly.resolve())] if asked.spikingjelly else [None]
         if device.type == "cuda" and not asked.no_tests:
@@ -420,10 +439,9 @@ def _environment(path: str | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))}
 
 
-def _file_name(path: str | None = None) -> str:
-    """Of the results with the SpikingJelly in a folder; with the one that can be imported for ``None``."""
-    found = distributions(name="spikingjelly", path=[path] if path else sys.path)
-    return f"gpu-spikingjelly-{next(iter(found)).version}"
+def _version(path: str | None = None) -> str:
+    """Of the SpikingJelly in a folder; of the one that can be imported for ``None``."""
+    return next(iter(distributions(name="spikingjelly", path=[path] if path else sys.path))).version
 
 
 def _suffix(asked: argparse.Namespace) -> str:

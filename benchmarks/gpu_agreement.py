@@ -66,7 +66,7 @@ def compare(file: Path, device: torch.device, results: Results) -> None:
     samples = torch.load(file)
     for name, (x, labels) in samples.items():
         wanted = answers(name, x, torch.device("cpu"), {})
-        rows = {"on the CPU": _facts(wanted, wanted, labels)}
+        rows: dict[str, dict[str, Any]] = {"on the CPU": _facts(wanted, wanted, labels)}
         for precision, (tf32, options) in PRECISIONS.items():
             torch.backends.cudnn.allow_tf32 = tf32
             with warnings.catch_warnings():
@@ -95,7 +95,11 @@ def _facts(found: Sequence[Tensor], wanted: Sequence[Tensor], labels: Tensor) ->
 
 def table(results: Results) -> str:
     parts = []
-    for name, row in results.rows.items():
+    for name in packaged():
+        if name not in results.rows:
+            parts.append(f"### {name}\n\nNot measured.\n")
+            continue
+        row = results.rows[name]
         names = list(row["ways"]["on the CPU"])
         lines = [
             [way, facts["failed"], *[""] * (len(names) - 1)]
@@ -119,7 +123,7 @@ def main() -> int:
         export(asked.data, asked.export)
         return 0
     device = torch.device(asked.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if asked.samples and device.type == "cuda" and not torch.cuda.is_available():
         print("There is no CUDA device: nothing was measured.", file=sys.stderr)
         return 2
     results = Results(asked.out / "gpu-agreement.json")

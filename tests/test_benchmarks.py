@@ -13,7 +13,7 @@ import torch
 from seenn_plugin.inputs import InputBatch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-_OWN = ("measuring", "networks", "ways", "loop_inside", "throughput", "gpu")
+_OWN = ("measuring", "networks", "ways", "loop_inside", "throughput", "gpu", "gpu_agreement")
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +143,5 @@ def test_the_committed_tables_are_the_generated_ones(scripts):
     rows = scripts["measuring"].Results(results / "throughput.json").rows
     assert (results / "throughput.md").read_text() == scripts["throughput"].table(rows)
     assert (results / "gpu.md").read_text() == scripts["gpu"].table(results)
+    agreement = scripts["measuring"].Results(results / "gpu-agreement.json")
+    assert (results / "gpu-agreement.md").read_text() == scripts["gpu_agreement"].table(agreement)

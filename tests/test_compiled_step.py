@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from seenn_plugin import EarlyExitWrapper
 from seenn_plugin.acceleration import CompiledAdapter
+from seenn_plugin.acceleration.compile_settings import CompileSettings
 from seenn_plugin.acceleration.compiled_check import Disagrees, check_compiled
-from seenn_plugin.acceleration.compiled_step import CompileSettings
+from seenn_plugin.acceleration.compiled_step import precision
 from seenn_plugin.acceleration.cuda_graph import GraphStep, Recorder
 from seenn_plugin.adapter import ModuleAdapter
 from seenn_plugin.adapter.conformance import Snapshot
@@ -39,6 +40,8 @@ from .invariants import (
     prescribed,
 )
 from .test_invariants import cases, each_framework, rules
+
+EPS = torch.finfo(torch.float32).eps
 
 
 class FakeRecorder(Recorder):
@@ -598,14 +601,14 @@ def test_the_comparison_takes_rounding_at_thresholds_and_nothing_else():
 
     frames, state = [torch.randn(1, 8, 64)], [torch.zeros(8, 64)]
     reordered = torch.randperm(64)
-    assert "24 of 24 rows" in check_compiled(step, lambda f, s: step(f, s, reordered), frames, state, torch.float32)
+    assert "24 of 24 rows" in check_compiled(step, lambda f, s: step(f, s, reordered), frames, state, EPS)
     with pytest.raises(Disagrees):
-        check_compiled(step, lambda f, s: step(f, s, wrong=1e-2), frames, state, torch.float32)
+        check_compiled(step, lambda f, s: step(f, s, wrong=1e-2), frames, state, EPS)
     with pytest.raises(Disagrees):
-        check_compiled(step, lambda f, s: step(f, s, wrong=float("nan")), frames, state, torch.float32)
+        check_compiled(step, lambda f, s: step(f, s, wrong=float("nan")), frames, state, EPS)
     first = step(frames, state)
     with pytest.raises(Disagrees):  # a constant that holds for the first rows only
-        check_compiled(step, lambda f, s: first, frames, state, torch.float32)
+        check_compiled(step, lambda f, s: first, frames, state, EPS)
 
 
 # -- the compiler itself --------------------------------------------------------------------------------------------
@@ -633,3 +636,20 @@ def test_compiled_steps_answer_as_the_model_does(make, caplog):
     assert torch.equal(again.logits, result.logits)
     assert result.timesteps.tolist() == [4, 1, 4, 4]
     assert (result.steps_executed, expected.steps_executed) == (13, 13)  # three rows are too few for four
+
+
+def test_precision_is_that_of_the_least_precise_arithmetic():
+    cpu, cuda, eps = torch.device("cpu"), torch.device("cuda"), torch.finfo
+    single, double, whole = torch.zeros(1), torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    assert precision([single, double, whole], cpu) == EPS
+    assert precision([double], cuda) == eps(torch.float64).eps
+    with torch.autocast("cpu", torch.bfloat16):
+        assert precision([single], cpu) == eps(torch.bfloat16).eps
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True  # what PyTorch does by itself
+        assert precision([single], cuda) == 2**-10
+        torch.backends.cudnn.allow_tf32 = False
+        assert precision([single], cuda) == EPS
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -232,7 +232,9 @@ def test_autocast_of_the_caller_ends_and_begins_again(kind):
             junk = [torch.full((n,), float("nan"), device=DEVICE) for n in (16, 64, 256, 1024, 4096) for _ in range(50)]
             assert len(differing_rows(found.logits, wanted.logits)) <= 4
             del junk
-    assert "rows equal" in snn.explain(x).facts["compiled steps"]
+    steps = snn.explain(x).facts["compiled steps"]
+    # What TorchScript makes of several operations in bfloat16 is not recorded as it runs; the check sees it.
+    assert ("differs from the model's own step" if OLD and kind == "spikingjelly" else "rows equal") in steps, steps
 
 
 def test_a_graph_is_replayed_and_its_model_may_change():

@@ -19,8 +19,7 @@ def capture(function: Function, tensors: Sequence[Tensor]) -> torch.fx.GraphModu
     Raises:
         RuntimeError: it reads a number from a tensor and decides in Python what to do.
     """
-    # TorchScript (SpikingJelly 0.0.0.0.14) makes one kernel of several operations, which would not be seen.
-    with _pytorch_warning_of_itself(), torch.jit.optimized_execution(False):
+    with _pytorch_warning_of_itself():
         from torch.fx.experimental.proxy_tensor import make_fx
 
         return make_fx(function)(*tensors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from .compile_settings import CompileSettings
 from .compiled_check import check_compiled
 from .cuda_graph import GraphStep, Holder
 from .tensor_form import Like, Misfit, TensorForm
+
+_TF32: Final = 2.0**-10
+"""Distance of neighbouring numbers in TF32, to which convolutions on a GPU round float32 unless told not to."""
 
 logger = logging.getLogger("seenn_plugin")
 
@@ -89,9 +92,8 @@ def compile_step(
         step: Step = _plain(function, len(state))
         if settings.recorder is not None:
             step = GraphStep(function, given, state, settings.recorder)
-        least_precise = _least_precise(examples, device)
         agreement = check_compiled(
-            eager, lambda frames, state: step(frames, state, _NoHolder()), given, state, least_precise
+            eager, lambda frames, state: step(frames, state, _NoHolder()), given, state, precision(examples, device)
         )
     return CompiledStep(specs, size, form, [Like.of(frame) for frame in given], step, agreement)
 
@@ -112,12 +114,14 @@ def _without_autocast(function: Function, device: torch.device) -> Function:
     return inner
 
 
-def _least_precise(tensors: Sequence[Tensor], device: torch.device) -> torch.dtype:
-    """The least precise dtype of the computation."""
+def precision(tensors: Sequence[Tensor], device: torch.device) -> float:
+    """The relative distance of neighbouring numbers in the least precise arithmetic of the computation."""
     types = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     if torch.is_autocast_enabled(device.type):
         types.append(torch.get_autocast_dtype(device.type))
-    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.get_default_dtype())
+    found = max((torch.finfo(dtype).eps for dtype in types or [torch.get_default_dtype()]), default=0.0)
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
+    return max(found, _TF32) if device.type == "cuda" and tf32 and torch.float32 in types else found
 
 
 def _first(size: int, n: int, device: torch.device) -> Tensor:

@@ -120,4 +120,5 @@ def _copy(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy all values but those that are there already, on a GPU in few launches."""
     pairs = [(buffer, value) for buffer, value in zip(into, values, strict=True) if value is not buffer]
     if pairs:
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        buffers, sources = (list(tensors) for tensors in zip(*pairs, strict=True))
+        torch._foreach_copy_(buffers, sources)  # pyright: ignore[reportPrivateImportUsage]

@@ -11,14 +11,17 @@ from __future__ import annotations
 import __future__
 
 import ast
+import copy
 import inspect
 import linecache
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, Final
 
+_FILES: Final = 16  # that are kept, parsed and compiled
 _AWAIT: Final = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _FUTURES: Final = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 
@@ -39,24 +42,38 @@ def running_source(function: FunctionType) -> ast.FunctionDef:
         OtherSource: the present source compiles to other code.
     """
     text, code = _text(function), function.__code__
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise NoSource(str(error)) from error
+    tree = _parsed(text)
     running = _all_of(code, code.co_firstlineno)
     flags = code.co_flags & _FUTURES | _AWAIT
     for module, source in _compiled_together(tree, text, function):
         try:
-            compiled = compile(module, code.co_filename, "exec", flags, dont_inherit=True)
+            compiled = _compiled(module, code.co_filename, flags)
         except (SyntaxError, ValueError):  # of a cell, the statements before the one that does not compile were run
             continue
-        for candidate in _nested(compiled):
+        for candidate in compiled.get(code.co_qualname, ()):
             first = candidate.co_firstlineno
-            if candidate.co_qualname == code.co_qualname and _all_of(candidate, first) == running:
+            if _all_of(candidate, first) == running:
                 (definition,) = (d for d in _definitions(source, code.co_name) if _first_line(d) == first)
-                ast.increment_lineno(definition, code.co_firstlineno - first)
-                return definition
+                return ast.increment_lineno(copy.deepcopy(definition), code.co_firstlineno - first)
     raise OtherSource
+
+
+@lru_cache(maxsize=_FILES)
+def _parsed(text: str) -> ast.Module:
+    """The syntax tree of a file, which nobody may change: a file holds the ``forward`` of many modules."""
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise NoSource(str(error)) from error
+
+
+@lru_cache(maxsize=_FILES)
+def _compiled(module: ast.Module, file: str, flags: int) -> dict[str, list[CodeType]]:
+    """All code objects of a module, by qualified name."""
+    found: dict[str, list[CodeType]] = {}
+    for code in _nested(compile(module, file, "exec", flags, dont_inherit=True)):
+        found.setdefault(code.co_qualname, []).append(code)
+    return found
 
 
 def _text(function: FunctionType) -> str:
@@ -79,9 +96,7 @@ def _compiled_together(tree: ast.Module, text: str, function: FunctionType) -> I
     loader = function.__globals__.get("__loader__")  # of pytest, if it has rewritten assertions
     rewrite = getattr(sys.modules.get(type(loader).__module__), "rewrite_asserts", None)
     if rewrite is not None:
-        rewritten = ast.parse(text)
-        rewrite(rewritten, text.encode(), function.__code__.co_filename, getattr(loader, "config", None))
-        yield rewritten, tree
+        yield _rewritten(text, rewrite, function.__code__.co_filename, getattr(loader, "config", None)), tree
     for statement in tree.body:  # of a notebook cell
         if any(_definitions(statement, name)):
             yield ast.Module([statement], []), tree
@@ -91,6 +106,14 @@ def _compiled_together(tree: ast.Module, text: str, function: FunctionType) -> I
             written = f"class {owner}:\n{textwrap.indent(written, '    ')}"
         alone = ast.parse(written)
         yield alone, alone
+
+
+@lru_cache(maxsize=_FILES)
+def _rewritten(text: str, rewrite: Callable[..., None], file: str, config: Any) -> ast.Module:
+    """A file as pytest compiles it."""
+    module = ast.parse(text)
+    rewrite(module, text.encode(), file, config)
+    return module
 
 
 def _definitions(tree: ast.AST, name: str) -> Iterator[ast.FunctionDef]:
