@@ -26,6 +26,7 @@ from .policies import FixedPolicy, Policy, RLPolicy, make_policy
 from .policies.base import leaves, map_leaves, networks, start_rows
 from .readout import OutputFires, Readout, ReadoutChoice, SilentOutputReadout, make_readout
 from .state.values import map_tensors
+from .stepping.answer import OutputChoice
 from .stepping.time_loop import has_loop
 
 _Answer = TypeVar("_Answer")
@@ -50,6 +51,9 @@ class EarlyExitWrapper(nn.Module):
         input: ``"static"``: ``[N, ...]``, shown at every timestep; ``"sequence"``: one frame for each timestep.
         time_dim: the time axis of a sequence: 0 for ``[T, N, ...]``, 1 for ``[N, T, ...]``.
         adapter: name, class or instance of the adapter, where the guess is wrong.
+        output: which part of what ``forward`` returns is its answer: a key or attribute, a position, or a function of
+            what it returns. By default the first tensor, and in a dictionary or dataclass the only one of
+            floating-point numbers.
         readout: how outputs become decision logits: ``"sum"``, ``"mean"``, ``"last"``, ``"membrane"``, ``"max"``,
             ``"first_spike"``, a :class:`~seenn_plugin.readout.Readout`, a function ``[t, n, ...] -> [n, C]``, or
             ``"auto"`` to choose from the outputs.
@@ -100,6 +104,7 @@ class EarlyExitWrapper(nn.Module):
         input: InputKind = "static",
         time_dim: int = 0,
         adapter: AdapterChoice = "auto",
+        output: OutputChoice | None = None,
         readout: ReadoutChoice = "auto",
         chunk: int | Literal["auto"] = 1,
         slots: int | None = None,
@@ -138,6 +143,10 @@ class EarlyExitWrapper(nn.Module):
         self.check = check
         self.readout = make_readout(readout)
         self.adapter = find_adapter(model, adapter)
+        if output is not None:
+            if not isinstance(self.adapter, ModuleAdapter):
+                raise AdapterError(f"output= is not offered by the adapter {self.adapter.name!r}; leave it out.")
+            self.adapter.output = output
         self._compile = CompileSettings.of(compile, cuda_graphs)
         if self._compile is not None and (full_run or not isinstance(self.adapter, ModuleAdapter)):
             what = "full_run=True" if full_run else f"the adapter {self.adapter.name!r}"

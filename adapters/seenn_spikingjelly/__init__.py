@@ -17,6 +17,7 @@ from seenn_plugin.adapter import Cell, ModelRefused, ModuleAdapter, Stepper, ten
 from seenn_plugin.discovery.driven_neurons import DrivenNeurons
 from seenn_plugin.inputs import InputBatch
 from seenn_plugin.state.patching import patched
+from seenn_plugin.stepping.answer import picked
 from seenn_plugin.tolerance import agree
 
 from .fused_neurons import FusedNeurons
@@ -198,7 +199,7 @@ class SpikingJellyAdapter(ModuleAdapter):
         if mode == "s":
             return super().run_own(frames, arguments)
         steps, n = frames.shape[:2]
-        result = self.model(frames)
+        result = picked(self.model(frames), self.output)
         outputs = result if isinstance(result, tuple | list) else (result,)
         if not isinstance(outputs[0], Tensor) or outputs[0].ndim < 3 or outputs[0].shape[:2] != (steps, n):
             seen = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__

@@ -22,9 +22,10 @@ from seenn_plugin.state.cells import cells
 from seenn_plugin.state.isolation import isolated
 from seenn_plugin.state.values import tensors
 from seenn_plugin.stepping.aggregation import AGGREGATES, matching_aggregates
+from seenn_plugin.stepping.answer import results
 from seenn_plugin.stepping.model_access import ModelAccess
 from seenn_plugin.stepping.signature import call_keywords
-from seenn_plugin.stepping.stepper import MISFITS, Outputs, OwnRun, Stepper, results
+from seenn_plugin.stepping.stepper import MISFITS, Outputs, OwnRun, Stepper
 
 from .suppress_reset import recurrent_classes, suppress_reset
 from .timestep_override import TIMESTEP_OVERRIDES, TimestepOverride
@@ -96,7 +97,7 @@ class MultiStepStepper(Stepper):
     def advance(self, frames: Tensor | None, steps: int, values: list[Any]) -> tuple[Callable[[], Outputs], list[Any]]:
         assert frames is not None
         with suppress_reset(self.adapter.model):
-            returned = results(self.layout.call(self.adapter.model, frames))
+            returned = results(self.layout.call(self.adapter.model, frames), self.adapter.output)
         outputs = tuple(
             tensor.unsqueeze(0) if time_dim is None else tensor.movedim(time_dim, 0)
             for position, time_dim, _ in self.items
@@ -110,7 +111,8 @@ class MultiStepStepper(Stepper):
             returned = self.adapter.model(x, **call_keywords(self.adapter.model, x, timesteps))
         else:
             returned = self.own.call(self.adapter.model, inputs.frames(timesteps))
-        outputs = [(results(returned)[position], time_dim, made_by) for position, time_dim, made_by in self.items]
+        made = results(returned, self.adapter.output)
+        outputs = [(made[position], time_dim, made_by) for position, time_dim, made_by in self.items]
         return OwnRun(
             tuple(
                 (tensor if time_dim is None else tensor.movedim(time_dim, 0), made_by)
@@ -213,7 +215,7 @@ class _Trial:
             frames = self._frames(x, 2)
             try:
                 with self._fresh(), suppress_reset(self.adapter.model, resets):
-                    first = results(Layout(0).call(self.adapter.model, frames))[0]
+                    first = results(Layout(0).call(self.adapter.model, frames), self.adapter.output)[0]
             except MISFITS:
                 return False
             if first is None or first.ndim < 3 or first.shape[:2] != frames.shape[:2] or resets:
@@ -262,13 +264,16 @@ class _Trial:
             versions = {id(tensor): tensor._version for tensor in before}
             if layout is None:
                 x = frames[0]
-                returned = results(model(x, **call_keywords(model, x, self.few.timesteps)))
+                returned = self._results(model(x, **call_keywords(model, x, self.few.timesteps)))
             else:
-                returned = results(layout.call(model, frames))
+                returned = self._results(layout.call(model, frames))
             states = [t.shape for t in self._states() if t.numel() and versions.get(id(t)) != t._version]
         if returned[0] is None:
             return None
         return states, [tensor.shape for tensor in returned if tensor is not None], given
+
+    def _results(self, returned: Any) -> list[Tensor | None]:
+        return results(returned, self.adapter.output)
 
     def _states(self) -> list[Tensor]:
         """All tensors with dimensions in the neurons, but for their parameters."""
@@ -346,9 +351,9 @@ class _Trial:
     ) -> tuple[list[Tensor | None], list[list[Tensor | None]]]:
         model, frames = self.adapter.model, self._frames(x, timesteps, vary=layout.time_dim is not None)
         with self._fresh(), suppress_reset(model):
-            whole = results(layout.call(model, frames))
+            whole = self._results(layout.call(model, frames))
         with self._fresh(), suppress_reset(model):
-            singles = [results(layout.call(model, frame.unsqueeze(0))) for frame in frames]
+            singles = [self._results(layout.call(model, frame.unsqueeze(0))) for frame in frames]
         return whole, singles
 
     def _frames(self, x: InputBatch, steps: int, vary: bool = False) -> Tensor:

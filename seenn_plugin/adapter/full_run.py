@@ -13,9 +13,10 @@ from torch import Tensor
 from ..errors import InputError, ModelRefused
 from ..inputs import InputBatch
 from ..state.isolation import isolated
+from ..stepping.answer import results
 from ..stepping.signature import call_keywords
 from ..stepping.spiking_calls import most_from_one_place, recording_calls
-from ..stepping.stepper import MISFITS, Outputs, results
+from ..stepping.stepper import MISFITS, Outputs
 from .contract import Adapter, Rows
 from .module_adapter import ModuleAdapter
 
@@ -93,11 +94,11 @@ class FullRun(Adapter):
     def _as_sequence(self, inputs: InputBatch, timesteps: int) -> list[Tensor | None]:
         if not self.adapter.takes_time():
             raise ValueError("it takes no sequences")
-        return results(self.model(inputs.frames(timesteps)))
+        return results(self.model(inputs.frames(timesteps)), self.adapter.output)
 
     def _in_one_call(self, inputs: InputBatch, timesteps: int) -> list[Tensor | None]:
         x = inputs.as_given()
-        return results(self.model(x, **call_keywords(self.model, x, timesteps)))
+        return results(self.model(x, **call_keywords(self.model, x, timesteps)), self.adapter.output)
 
     def _in_a_loop(self, inputs: InputBatch, timesteps: int) -> list[Tensor | None]:
         outputs, _ = self.adapter.run_own(inputs.frames(timesteps), self.adapter.fresh_arguments())

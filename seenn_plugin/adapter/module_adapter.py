@@ -7,7 +7,7 @@ the model (:mod:`seenn_plugin.discovery`), not by a list of classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import unwrap
@@ -27,9 +27,10 @@ from ..state.isolation import isolated, occupied, undo
 from ..state.layout import Place, StateLayout
 from ..state.settings import PlainSettings
 from ..state.values import ABSENT, map_tensors, tensors
+from ..stepping.answer import OutputChoice, picked, refuse_whole_numbers
 from ..stepping.loop_stepper import find_loop_stepper
 from ..stepping.signature import REQUIRED, call_keywords, state_arguments
-from ..stepping.stepper import CallStepper, Outputs, Stepper, refuse_whole_numbers
+from ..stepping.stepper import CallStepper, Outputs, Stepper
 from .contract import Adapter, Reference, Rows
 
 
@@ -82,6 +83,8 @@ class ModuleAdapter(Adapter):
     """Whether the model is a copy that only this library can change."""
     neurons: Collection[nn.Module] = ()
     """The modules of the model that hold state, as :meth:`modules_changed` finds them. Their calls show a time loop."""
+    output: OutputChoice | None = None
+    """Which part of what the model returns is its answer."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -377,9 +380,12 @@ class ModuleAdapter(Adapter):
     def split(self, result: Any, n: int) -> tuple[tuple[Tensor, ...], list[Any]]:
         """Separate the outputs of one step from the states that the model returns."""
         states, name = len(self.state_arguments), type(self.model).__name__
-        items = list(result) if isinstance(result, tuple | list) else [result]
         arguments: list[Any] = []
-        if states:
+        if states and isinstance(result, Mapping) and all(argument in result for argument in self.state_arguments):
+            arguments = [result[argument] for argument in self.state_arguments]
+            result = {key: value for key, value in result.items() if key not in self.state_arguments}
+        elif states:
+            items = list(result) if isinstance(result, tuple | list) else [result]
             if len(items) == 2 and isinstance(items[1], tuple | list) and len(items[1]) == states:
                 arguments = list(items[1])
             elif len(items) >= states and isinstance(result, tuple | list):
@@ -387,8 +393,11 @@ class ModuleAdapter(Adapter):
             else:
                 raise ModelRefused(
                     f"{name}.forward takes the states {list(self.state_arguments)} and returns {len(items)} value(s).",
-                    "Return the output followed by the states, in the order in which forward takes them.",
+                    "Return the output followed by the states, in the order in which forward takes them, or a "
+                    "dictionary that has them by name.",
                 )
+        answer = picked(result, self.output)
+        items = list(answer) if isinstance(answer, tuple | list) else [answer]
         outputs = [item for item in items if isinstance(item, Tensor)]
         if not outputs or not isinstance(items[0], Tensor):
             raise ModelRefused(

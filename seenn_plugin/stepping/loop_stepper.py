@@ -21,10 +21,11 @@ from ..state.isolation import isolated
 from ..state.values import ABSENT, POISONS, map_tensors, poisoned, same, tensors
 from ..tolerance import agree
 from .aggregation import matching_aggregates
+from .answer import results
 from .model_access import ModelAccess
 from .signature import call_keywords
 from .spiking_calls import find_time_loop, recording_calls, refuse_other_loops
-from .stepper import MISFITS, Outputs, OwnRun, Stepper, results
+from .stepper import MISFITS, Outputs, OwnRun, Stepper
 from .time_loop import Locals, TimeLoop
 
 _SEED: Final = 20230401
@@ -100,7 +101,7 @@ class LoopStepper(Stepper):
         return outputs, values
 
     def own_run(self, inputs: InputBatch, timesteps: int) -> OwnRun:
-        returned = results(self._call(inputs))
+        returned = self._results(self._call(inputs))
         outputs = [(item, returned[item.position]) for item in self._items]
         return OwnRun(
             tuple(
@@ -151,6 +152,9 @@ class LoopStepper(Stepper):
         x = inputs.values if self.time_dim is None else inputs.values.transpose(0, self.time_dim)
         return x, call_keywords(self.model, x, inputs.length or inputs.timesteps)
 
+    def _results(self, returned: Any) -> list[Tensor | None]:
+        return results(returned, self.adapter.output)
+
     def _call(self, inputs: InputBatch) -> Any:
         x, keywords = self._arguments(inputs)
         return self.model(x, **keywords)
@@ -187,7 +191,7 @@ class LoopStepper(Stepper):
         given = self._behind(variables)
         for name in self._changed_by_rest & given.keys():
             given[name] = map_tensors(Tensor.clone, given[name])
-        return results(self.loop.leave(given, 1 if self._records else t - self._starts_before))
+        return self._results(self.loop.leave(given, 1 if self._records else t - self._starts_before))
 
     def _behind(self, variables: Locals) -> Locals:
         """The variables that the statements after the loop read."""
@@ -307,7 +311,7 @@ class LoopStepper(Stepper):
         """How each returned tensor is made of the timesteps; ``None`` if the whole records must be kept."""
         own, steps = self._try(few)
         with self._fresh():
-            own_of_more = results(self._call(more))
+            own_of_more = self._results(self._call(more))
         found = []
         for position, (tensor, other) in enumerate(zip(own, own_of_more, strict=True)):
             if tensor is None or other is None or tensor.ndim != other.ndim:
@@ -371,14 +375,14 @@ class LoopStepper(Stepper):
     def _answer(self, variables: Locals, passes: int, position: int) -> Tensor | None:
         """One of the returned tensors if the loop ends after ``passes``, from copies of the variables."""
         given = map_tensors(Tensor.clone, self._behind(variables))
-        return results(self.loop.leave(given, passes))[position]
+        return self._results(self.loop.leave(given, passes))[position]
 
     def _try(
         self, inputs: InputBatch, poison: tuple[str, float] | None = None
     ) -> tuple[list[Tensor | None], list[tuple[list[Tensor | None], Locals]]]:
         """What the model returns, and what it would return after each pass, with the local variables at that point."""
         with self._fresh():
-            own = results(self._call(inputs))
+            own = self._results(self._call(inputs))
         steps = []
         with self._fresh():
             values = self.start(inputs)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from ..state.cells import Cell
+from .answer import OutputChoice
 
 
 class ModelAccess(Protocol):
@@ -18,6 +19,7 @@ class ModelAccess(Protocol):
 
     registers: ClassVar[tuple[str, ...]]
     model: nn.Module
+    output: OutputChoice | None
     state_arguments: dict[str, Any]
 
     @property

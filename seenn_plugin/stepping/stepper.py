@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from ..errors import ModelRefused
 from ..inputs import InputBatch
 from .model_access import ModelAccess
 
@@ -125,30 +123,3 @@ class CallStepper(Stepper):
         frames = inputs.frames(timesteps)
         outputs, arguments = self.adapter.run_own(frames, self.adapter.fresh_arguments())
         return OwnRun(tuple((output, "stack") for output in outputs), timesteps, arguments, keeps_state=True)
-
-
-def results(returned: Any) -> list[Tensor | None]:
-    """What ``forward`` returns, as a list of tensors; a list with one tensor for each timestep is stacked."""
-    items = returned if isinstance(returned, tuple) else (returned,)
-    tensors = [_as_tensor(item) for item in items]
-    refuse_whole_numbers(tensors[0] if tensors else None)
-    return tensors
-
-
-def refuse_whole_numbers(answer: Any) -> None:
-    """Refuse an answer that says nothing about how sure it is.
-
-    Raises:
-        ModelRefused: it is a tensor of integers.
-    """
-    if isinstance(answer, Tensor) and not answer.is_floating_point() and answer.dtype != torch.bool:
-        raise ModelRefused(
-            f"the model answers with whole numbers ({answer.dtype}), which do not say how sure it is.",
-            "Return spikes, counts or logits as floating-point numbers, and take .argmax(1) of the wrapper's answer.",
-        )
-
-
-def _as_tensor(item: Any) -> Tensor | None:
-    if isinstance(item, list | tuple) and item and all(isinstance(one, Tensor) for one in item):
-        return torch.stack(list(item)) if len({one.shape for one in item}) == 1 else None
-    return item if isinstance(item, Tensor) else None

@@ -11,8 +11,8 @@ from ..adapter.module_adapter import ModuleAdapter
 from ..errors import SeennError
 from ..inputs import InputBatch
 from ..policies import FixedPolicy
+from ..stepping.answer import picked, results
 from ..stepping.signature import call_keywords
-from ..stepping.stepper import results
 from ..tolerance import rows_agree
 from ..wrapper import EarlyExitWrapper
 
@@ -71,8 +71,8 @@ class Baseline:
         """Calls of the network, and whether they accept fewer timesteps than it makes."""
         model = adapter.model
         if adapter.takes_time():
-            yield lambda x, t: model(self._frames(x, t)), True
-        yield lambda x, t: model(self._as_given(x), **call_keywords(model, x, t)), False
+            yield lambda x, t: picked(model(self._frames(x, t)), adapter.output), True
+        yield lambda x, t: picked(model(self._as_given(x), **call_keywords(model, x, t)), adapter.output), False
         yield lambda x, t: adapter.run_own(self._frames(x, t), adapter.fresh_arguments())[0], True
 
     def _fresh(self, variant: Callable[[Tensor, int], object], x: Tensor, timesteps: int) -> object:
