@@ -60,6 +60,16 @@ class SnnTorchAdapter(ModuleAdapter):
                 if buffer is not None:
                     neuron._buffers[key] = buffer.new_zeros(0)
 
+    def own_reset(self) -> None:
+        # utils.reset(), which the model may call, resets all neurons of the process that are registered in this list.
+        registered: list[Any] = getattr(_neuron_class(), "instances", [])
+        everybody = list(registered)
+        registered[:] = self.neurons
+        try:
+            super().own_reset()
+        finally:
+            registered[:] = everybody
+
     def owns(self, cell: Cell) -> bool:
         return (
             cell.module in self.neurons

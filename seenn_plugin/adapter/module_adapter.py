@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..discovery.discover import PROBED_ROWS, discover, left_over
+from ..discovery.discover import PROBED_ROWS, discover
 from ..discovery.probing import probe_rows
 from ..discovery.stem_discovery import with_stem
 from ..errors import InputError, ModelRefused
@@ -29,7 +29,7 @@ from ..state.settings import PlainSettings
 from ..state.values import ABSENT, map_tensors, tensors
 from ..stepping.answer import OutputChoice, picked, refuse_whole_numbers
 from ..stepping.loop_stepper import find_loop_stepper
-from ..stepping.signature import REQUIRED, call_keywords, state_arguments
+from ..stepping.signature import REQUIRED, call_keywords, own_resets, state_arguments
 from ..stepping.stepper import CallStepper, Outputs, Stepper
 from .contract import Adapter, Reference, Rows
 
@@ -119,6 +119,15 @@ class ModuleAdapter(Adapter):
 
     def reset(self) -> None:
         """Bring the state in the model to its fresh value, as users of the framework do between two batches."""
+
+    def own_reset(self) -> None:
+        """Call the methods by which the model's own classes reset their state, if they have any."""
+        known = ("torch.", f"{self.framework}.")
+        for module in self.modules:
+            if type(module).__module__.startswith(known):
+                continue
+            for method in own_resets(module):
+                method()
 
     def owns(self, cell: Cell) -> bool:
         """Whether :meth:`reset` may write this cell."""
@@ -274,6 +283,11 @@ class ModuleAdapter(Adapter):
         kind = self._kind(inputs)
         with isolated(self.model):
             self.reset()
+            for spec, cell in zip(kind.layout.specs, kind.layout.carried, strict=False):
+                if spec.row_tensors(
+                    cell.read()
+                ):  # left by an earlier run of the caller's, in a place of the model's own
+                    cell.write(map_tensors(Tensor.clone, spec.fresh))
             own = kind.stepper.own_run(inputs, timesteps)
             values = [*(cell.read() for cell in kind.layout.carried), *own.arguments]
             state = self._seen(kind.layout, values, len(inputs)) if own.keeps_state else None
@@ -348,6 +362,8 @@ class ModuleAdapter(Adapter):
             found = self._kinds.get(key)
         if found is None:
             found = self._kinds[key] = self._discover_kind(inputs)
+            self._settings.leave_out(self.places_of_state())
+            self._structure.accept(self.run_settings)
         return found.for_current_hooks()
 
     def _discover_kind(self, inputs: InputBatch) -> RowKind:
@@ -421,10 +437,9 @@ class ModuleAdapter(Adapter):
         """Fresh values for the carried cells and for the stepper."""
         layout = kind.layout
         with occupied(self.model):
-            # Copies, because reset() may write in place. Cells that it owns get their fresh value: a large leftover of
-            # an earlier run is not copied.
+            # Copies, because reset() may write in place. What an earlier run of the caller's has left is not copied.
             before = [
-                spec.fresh if spec.owned else cell.read()
+                spec.fresh if spec.owned or spec.row_tensors(value := cell.read()) else value
                 for spec, cell in zip(layout.specs, layout.carried, strict=False)
             ]
             copies = [map_tensors(lambda t: t.detach().clone(), value) for value in before]
@@ -433,9 +448,6 @@ class ModuleAdapter(Adapter):
                 self.reset()
                 arguments = kind.stepper.start(inputs)
                 values = [*(cell.read() for cell in layout.carried), *arguments]
-        for spec, value in zip(layout.specs, values, strict=True):
-            if not spec.owned and spec.row_tensors(value):
-                raise left_over(spec.label, spec.row_tensors(value)[0])
         return values
 
     @contextmanager

@@ -22,7 +22,7 @@ from ..state.layout import StateLayout, StateSpec
 from ..state.values import ABSENT, POISONS, close, hides_tensors, is_plain, leaves, map_tensors, poisoned, same, tensors
 from ..stepping.model_access import ModelAccess
 from ..stepping.stepper import Stepper
-from .observation import Observation, Observer, left_over
+from .observation import Observation, Observer, left_over, values_after_own_reset
 
 PROBED_ROWS: Final = (2, 3)
 _SMALL, _LARGE = PROBED_ROWS
@@ -63,7 +63,7 @@ def _discover(
     adapter: ModelAccess, stepper: Stepper, few: InputBatch, more: InputBatch, needed: set[str]
 ) -> StateLayout:
     name = type(adapter.model).__name__
-    observer = Observer(adapter, stepper)
+    observer = Observer(adapter, stepper, values_after_own_reset(adapter))
     small = observer.try_observe(few)
     if stepper.takes_frames and not observer.carries_something(small, few):
         raise ModelRefused(
@@ -192,7 +192,7 @@ def _build(
             cell.label,
             k.row_dim,
             k.ndims,
-            adapter.owns(cell) or cell in made_at_start,
+            adapter.owns(cell) or cell in made_at_start or cell in observer.reset_values,
             k.counts,
             small.fresh.get(cell, ABSENT),
         )

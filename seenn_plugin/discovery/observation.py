@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from ..state.isolation import isolated
 from ..state.values import ABSENT, is_plain, map_tensors, poisoned, same, tensors
 from ..stepping.model_access import ModelAccess
 from ..stepping.spiking_calls import most_from_one_place, recording_calls
-from ..stepping.stepper import Stepper
+from ..stepping.stepper import CallStepper, Stepper
 from .driven_neurons import DrivenNeurons
 
 _STEPS: Final = 3
@@ -58,10 +58,13 @@ class Observer:
     Attributes:
         adapter: the adapter of the model.
         stepper: makes its timesteps.
+        reset_values: cells in which an earlier run of the caller's has left a value, with what the model's own reset
+            methods make of it.
     """
 
     adapter: ModelAccess
     stepper: Stepper
+    reset_values: dict[Cell, Any] = field(default_factory=dict)
 
     def observe(
         self,
@@ -90,7 +93,7 @@ class Observer:
         ):
             torch.manual_seed(_SEED)
             adapter.reset()
-            _write(before_start or {})
+            _write(_copy(self.reset_values) | (before_start or {}))
             before = self.read()
             copied = _copy(before)
             arguments = stepper.start(rows)
@@ -183,7 +186,7 @@ class Observer:
 
     def is_leftover(self, cell: Cell) -> bool:
         """Whether an attribute holds a tensor that no reset sets to a fresh value."""
-        known = self.adapter.owns(cell) or self.adapter.is_scratch(cell)
+        known = self.adapter.owns(cell) or self.adapter.is_scratch(cell) or cell in self.reset_values
         return cell.path == () and not known and any(t.ndim and t.numel() for t in tensors(cell.read()))
 
     def answers_the_same(self, seen: Observation, rows: InputBatch, without: Cell, **options: Any) -> bool:
@@ -211,11 +214,32 @@ class Observer:
         return rows.frame(step).unsqueeze(0) if self.stepper.takes_frames else None
 
 
+def values_after_own_reset(adapter: ModelAccess) -> dict[Cell, Any]:
+    """The cells in which a run of the caller's has left a value, with what the model's own reset methods make of it.
+
+    Zeros for the rows of that run are zeros for any rows. What a reset leaves otherwise is of no use for other rows.
+    """
+    observer = Observer(adapter, CallStepper(adapter))
+    left = [cell for cell in observer.read() if observer.is_leftover(cell)]
+    found: dict[Cell, Any] = {}
+    if left:
+        before = {cell: cell.read() for cell in left}
+        with isolated(adapter.model), suppress(Exception):  # it may need what is not there: then nothing is known
+            adapter.own_reset()
+            for cell in left:
+                value = cell.read()
+                zeros = all(not tensor.any() for tensor in tensors(value))
+                if zeros and is_plain(value) and not same(value, before[cell]):
+                    found[cell] = map_tensors(lambda t: t.new_zeros(()), value)
+    return found
+
+
 def left_over(label: str, value: Tensor) -> ModelRefused:
     """The refusal of a model that still holds a value of an earlier run."""
     return ModelRefused(
         f"{label} still holds a value of shape {tuple(value.shape)} from an earlier run, and nothing resets it.",
-        "Bring the model to its fresh state before it is wrapped, or register it as framework state.",
+        f"Set it to what it was before the first run ({label} = None, say) before the wrapper is used first, or give "
+        "the model a method reset() that does so.",
     )
 
 

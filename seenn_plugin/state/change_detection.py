@@ -47,6 +47,10 @@ class StructureVersion:
             self._version += 1
         return self._version
 
+    def accept(self, run_settings: Callable[[tuple[nn.Module, ...]], Any]) -> None:
+        """Take the settings as they are now: what is counted among them has changed, and not the model."""
+        self._settings = run_settings(self.modules)
+
     def bump(self) -> None:
         """Count a change that cannot be seen."""
         self._version += 1

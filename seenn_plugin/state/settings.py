@@ -29,6 +29,7 @@ class PlainSettings:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._attributes: list[dict[str, Any]] = []
+        self._state: dict[int, set[Any]] = {}
         functions: dict[CodeType, FunctionType] = {}
         for module in modules:
             self._attributes.append(vars(module))
@@ -40,14 +41,20 @@ class PlainSettings:
         ]
         self._cells = [cell for function in functions.values() for cell in function.__closure__ or ()]
 
+    def leave_out(self, places: Iterable[tuple[dict[Any, Any], Any]]) -> None:
+        """Leave out attributes that turned out to hold state: dictionaries and keys."""
+        for store, key in places:
+            self._state.setdefault(id(store), set()).add(key)
+
     def values(self) -> list[Any]:
         """The values as they are now; compared by equality."""
         found: list[Any] = []
         for attributes in self._attributes:
+            skipped = MODULE_INTERNALS | self._state.get(id(attributes), set())
             found += [
                 (name, value)
                 for name, value in attributes.items()
-                if isinstance(value, _SCALARS) and name not in MODULE_INTERNALS
+                if isinstance(value, _SCALARS) and name not in skipped
             ]
         found += [value for space, name in self._globals if isinstance(value := space.get(name), _SCALARS)]
         for cell in self._cells:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ REQUIRED: Final = inspect.Parameter.empty
 _STATE_NAME: Final = re.compile(
     r"((init|initial|prev|last)_)?"
     r"((mem|membrane|spk|spike|syn|state|hidden|carry)s?(\d+|_\w+)?|[hcuv]x?(\d+|_\w+)?)"
+)
+
+_RESET_NAME: Final = re.compile(
+    r"reset|(re)?(init|reset|zero)_(all|hidden|mem|mems|membranes?|net|neurons?|spikes?|states?)"
 )
 
 _DEVICE: Final = "device"
@@ -61,3 +66,16 @@ def state_arguments(model: nn.Module) -> dict[str, Any]:
         if (p.default is REQUIRED and p.name != _DEVICE and not tells_timesteps(p.name))
         or (p.default is None and _STATE_NAME.fullmatch(p.name.lower()))
     }
+
+
+def own_resets(module: nn.Module) -> list[Callable[[], Any]]:
+    """The methods of a module that are named as those that reset its state customarily are, and need no arguments."""
+    found = []
+    for name in dir(type(module)):
+        method = getattr(module, name, None) if _RESET_NAME.fullmatch(name) else None
+        if callable(method) and all(
+            p.default is not REQUIRED or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            for p in inspect.signature(method).parameters.values()
+        ):
+            found.append(method)
+    return found
