@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import unwrap
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ from ..stepping.loop_stepper import find_loop_stepper
 from ..stepping.signature import REQUIRED, call_keywords, own_resets, state_arguments
 from ..stepping.stepper import CallStepper, Outputs, Stepper
 from .contract import Adapter, Reference, Rows
+
+_MOST_STATES: Final = 9
+
+
+class _Anything(dict[Any, Tensor]):
+    """A dictionary that holds the same tensor under any key, until others are known."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+    def __missing__(self, key: Any) -> Tensor:
+        return self.tensor
 
 
 @dataclass(eq=False)
@@ -89,6 +102,7 @@ class ModuleAdapter(Adapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.state_arguments: dict[str, Any] = state_arguments(model)
+        self._argument_forms: dict[str, Any] = {}
         self._kinds: dict[Any, RowKind] = {}
         self._kinds_version = -1
         self._met: tuple[nn.Module, ...] = ()
@@ -169,6 +183,12 @@ class ModuleAdapter(Adapter):
 
     def failure_hint(self) -> str:
         """What may be the reason if the model cannot make one timestep, a sentence."""
+        required = [name for name, default in self.state_arguments.items() if default is REQUIRED]
+        if required:
+            return (
+                f"forward() requires {', '.join(required)}: states are tried as empty tensors, or tuples and "
+                "dictionaries of them; what is no state is given a default, or filled in by a module around this one."
+            )
         return "A model that can only compute all its timesteps at once cannot be stepped."
 
     def fused_neurons(self) -> AbstractContextManager[None]:
@@ -368,6 +388,7 @@ class ModuleAdapter(Adapter):
 
     def _discover_kind(self, inputs: InputBatch) -> RowKind:
         few, more = (probe_rows(inputs, rows) for rows in PROBED_ROWS)
+        self._find_argument_forms(few)
         with isolated(self.model):
             self.choose_mode(few)
         stepper = self.choose_stepper(few, more)
@@ -408,9 +429,11 @@ class ModuleAdapter(Adapter):
                 arguments = items[len(items) - states :]
             else:
                 raise ModelRefused(
-                    f"{name}.forward takes the states {list(self.state_arguments)} and returns {len(items)} value(s).",
+                    f"{name}.forward takes {list(self.state_arguments)} beside its input, as if they were states, and "
+                    f"returns {len(items)} value(s).",
                     "Return the output followed by the states, in the order in which forward takes them, or a "
-                    "dictionary that has them by name.",
+                    "dictionary that has them by name. What is no state (a mask, a flag) is given a default, or filled "
+                    "in by a module around this one.",
                 )
         answer = picked(result, self.output)
         items = list(answer) if isinstance(answer, tuple | list) else [answer]
@@ -431,7 +454,30 @@ class ModuleAdapter(Adapter):
         return tuple(output for output in outputs if output.ndim >= 1 and output.shape[0] == n), arguments
 
     def fresh_arguments(self) -> list[Any]:
-        return [self.fresh_argument(default) for default in self.state_arguments.values()]
+        forms = {name: self.fresh_argument(default) for name, default in self.state_arguments.items()}
+        return [map_tensors(Tensor.clone, value) for value in (forms | self._argument_forms).values()]
+
+    def _find_argument_forms(self, inputs: InputBatch) -> None:
+        """Find out whether a state that ``forward`` requires is one tensor, or a tuple, list or dictionary of several.
+
+        Tried with empty tensors, of which neurons make their state. What the model returns shows the form.
+        """
+        required = [name for name, default in self.state_arguments.items() if default is REQUIRED]
+        empty = self.fresh_argument(REQUIRED)
+        if not required or not isinstance(empty, Tensor):
+            return
+        for form in (_Anything(empty), empty, *((empty,) * n for n in range(1, _MOST_STATES))):
+            self._argument_forms = dict.fromkeys(required, form)
+            try:
+                with isolated(self.model):
+                    self.reset()
+                    _, arguments = self.step(inputs.frame(0), self.fresh_arguments())
+            except Exception:  # it is of another form, or what is wrong shows in the next run
+                continue
+            found = dict(zip(self.state_arguments, arguments, strict=True))
+            self._argument_forms = {name: map_tensors(lambda _: empty, found[name]) for name in required}
+            return
+        self._argument_forms = {}
 
     def _fresh(self, kind: RowKind, inputs: InputBatch) -> list[Any]:
         """Fresh values for the carried cells and for the stepper."""
