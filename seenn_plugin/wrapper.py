@@ -32,6 +32,8 @@ from .stepping.time_loop import has_loop
 _Answer = TypeVar("_Answer")
 _SLOTS: Final = 64
 _SLOTS_ELSEWHERE: Final = 256
+_CACHE: Final = 4 * 2**20  # bytes
+_MOST_SLOTS: Final = 4096
 
 
 class EarlyExitWrapper(nn.Module):
@@ -60,8 +62,8 @@ class EarlyExitWrapper(nn.Module):
         chunk: timesteps computed at a time, for frameworks with fused multi-step kernels; ``"auto"`` measures on the
             first batch which of the divisors of T is fastest.
         slots: the most rows that are active at a time. ``infer`` runs a larger batch through so many slots, as
-            :meth:`stream` does. By default 64 on a CPU, where a larger batch does not fit into the caches, and 256
-            elsewhere.
+            :meth:`stream` does. By default 64 on a CPU, and 256 elsewhere; for ``infer`` on a CPU as many rows as have
+            states that fit into the caches, if these are more.
         check_every: timesteps between two synchronisations with the host. Decisions are made at every timestep. On a
             GPU each synchronisation waits for the device; without it, rows that have stopped are computed on.
         check: whether to check on the first rows that stepping gives the network's own answers.
@@ -196,7 +198,7 @@ class EarlyExitWrapper(nn.Module):
         config = self._run_config(inspection, inputs, self._slots)
         state = self._start(config, inspection, inputs)
         # New rows that join active ones would connect the gradients of all rows.
-        slots = len(inputs) if torch.is_grad_enabled() else self._slots
+        slots = len(inputs) if torch.is_grad_enabled() else self._slots_of_batch(inspection, inputs)
         refill = len(inputs) > slots and not self._refill_blocker(config, inspection, inputs, state)
         return engine.infer(config, state, inputs, slots, refill)
 
@@ -474,6 +476,12 @@ class EarlyExitWrapper(nn.Module):
         weight = next(self.model.parameters(), None)
         return _SLOTS if weight is None or weight.device.type == "cpu" else _SLOTS_ELSEWHERE
 
+    def _slots_of_batch(self, inspection: Inspection, inputs: InputBatch) -> int:
+        """The most rows of a batch that are active at a time: on a CPU those whose states fit into the caches."""
+        if self.slots is not None or self._compile is not None or inputs.device.type != "cpu":
+            return self._slots
+        return max(self._slots, min(_MOST_SLOTS, _CACHE // max(1, inspection.row_bytes)))
+
     def _input_batch(self, x: Tensor, time_dim: int | None = None) -> InputBatch:
         """``x`` checked, with its time axis at ``time_dim``; by default where the model has it."""
         dim = self.time_dim if time_dim is None else time_dim
@@ -549,7 +557,8 @@ class EarlyExitWrapper(nn.Module):
         return "" if mixes else "the state of readout or policy changes its form with time"
 
     def _explain_slots(self, inspection: Inspection, inputs: InputBatch) -> str:
-        slots = f"at most {self._slots} active rows"
+        most = self._slots_of_batch(inspection, inputs)
+        slots = f"at most {most} active rows" + (f", {self._slots} in a stream" if most > self._slots else "")
         if not len(inputs):
             return slots
         config = self._run_config(inspection, inputs, self._slots)

@@ -43,6 +43,7 @@ class Inspection:
         chunk_reason: why, in words; empty if the caller has chosen it.
         checks: the results of the checks, in words.
         firing: the firing rate of every neuron layer during the checks, by name.
+        row_bytes: memory that the state of one row takes.
     """
 
     timesteps: int
@@ -55,6 +56,7 @@ class Inspection:
     chunk_reason: str
     checks: tuple[str, ...]
     firing: dict[str, float]
+    row_bytes: int
     _settled: list[tuple[Policy, Policy]] = field(default_factory=list, repr=False, compare=False)
 
     @property
@@ -183,6 +185,7 @@ class Inspector:
                 chunk_reason="",
                 checks=tuple(checked.lines()) if checked else (),
                 firing=_rates(checked, names) if checked else {},
+                row_bytes=0 if whole else _row_bytes(adapter, rows),
             )
             if settings.chunk == "auto" and not whole and inputs.values.numel():
                 found = self._with_fastest_chunk(found, inputs, settings)
@@ -219,6 +222,12 @@ class Inspector:
                 "longer, or leave timesteps out."
             )
         return asked or own or 0
+
+
+def _row_bytes(adapter: Adapter, inputs: InputBatch) -> int:
+    one = adapter.begin(inputs.narrow(0, 1))
+    adapter.advance(one)
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_tensors(one))
 
 
 def _rates(checked: Checked, names: dict[nn.Module, str]) -> dict[str, float]:
