@@ -59,8 +59,9 @@ class EarlyExitWrapper(nn.Module):
         readout: how outputs become decision logits: ``"sum"``, ``"mean"``, ``"last"``, ``"membrane"``, ``"max"``,
             ``"first_spike"``, a :class:`~seenn_plugin.readout.Readout`, a function ``[t, n, ...] -> [n, C]``, or
             ``"auto"`` to choose from the outputs.
-        chunk: timesteps computed at a time, for frameworks with fused multi-step kernels; ``"auto"`` measures on the
-            first batch which of the divisors of T is fastest.
+        chunk: timesteps computed at a time. Decisions are made at every timestep; a row that stops inside a chunk is
+            computed to its end, which ``steps_executed`` counts. ``"auto"`` measures on the first batch which of the
+            divisors of T is fastest. By default 1, and for networks with little state up to 8, at most T / 32.
         slots: the most rows that are active at a time. ``infer`` runs a larger batch through so many slots, as
             :meth:`stream` does. By default 64 on a CPU, and 256 elsewhere; for ``infer`` on a CPU as many rows as have
             states that fit into the caches, if these are more.
@@ -108,7 +109,7 @@ class EarlyExitWrapper(nn.Module):
         adapter: AdapterChoice = "auto",
         output: OutputChoice | None = None,
         readout: ReadoutChoice = "auto",
-        chunk: int | Literal["auto"] = 1,
+        chunk: int | Literal["auto"] | None = None,
         slots: int | None = None,
         check_every: int = 1,
         check: bool = True,
@@ -129,7 +130,7 @@ class EarlyExitWrapper(nn.Module):
             raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
         if time_dim not in (0, 1):
             raise InputError(f"time_dim must be 0 ([T, N, ...]) or 1 ([N, T, ...]), not {time_dim!r}.")
-        _check_count("chunk", chunk, others=("auto",))
+        _check_count("chunk", chunk, others=("auto", None))
         _check_count("slots", slots, others=(None,))
         _check_count("check_every", check_every, others=())
         self.model = model
@@ -139,7 +140,7 @@ class EarlyExitWrapper(nn.Module):
         self.input: InputKind = input
         self.timesteps = timesteps
         self.time_dim = time_dim
-        self.chunk: int | Literal["auto"] = chunk
+        self.chunk: int | Literal["auto"] | None = chunk
         self.slots = slots
         self.check_every = check_every
         self.check = check
@@ -504,7 +505,8 @@ class EarlyExitWrapper(nn.Module):
         return self._inspector.inspect(inputs, self._settings(self.check))
 
     def _settings(self, check: bool) -> Settings:
-        return Settings(self.readout, self.policy, self.chunk, check, self._slots, self._timesteps is not None)
+        chunk = 1 if self.chunk is None and self._compile is not None else self.chunk  # single timesteps are compiled
+        return Settings(self.readout, self.policy, chunk, check, self._slots, self._timesteps is not None)
 
     def _run_config(self, inspection: Inspection, inputs: InputBatch, slots: int) -> engine.RunConfig:
         return engine.RunConfig(

@@ -90,6 +90,9 @@ class CompiledAdapter(Adapter):
     def answer(self, inputs: InputBatch) -> str | None:
         return self.inner.answer(inputs)
 
+    def makes_chunks(self, inputs: InputBatch) -> bool:
+        return self.inner.makes_chunks(inputs)
+
     def own_timesteps(self, inputs: InputBatch) -> int | None:
         return self.inner.own_timesteps(inputs)
 

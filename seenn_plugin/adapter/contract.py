@@ -188,6 +188,10 @@ class Adapter(ABC):
         """
         return None
 
+    def makes_chunks(self, inputs: InputBatch) -> bool:
+        """Whether several timesteps at a time take less time than the same ones by one."""
+        return False
+
     def own_timesteps(self, inputs: InputBatch) -> int | None:
         """How many timesteps the model makes of such input by itself; ``None`` if its users say."""
         return None

@@ -334,6 +334,9 @@ class ModuleAdapter(Adapter):
         carried = {cell.module for kind in self._kinds.values() for cell in kind.layout.carried}
         return [module for module in self.model.modules() if module in carried and not any(module.children())]
 
+    def makes_chunks(self, inputs: InputBatch) -> bool:
+        return not self._kind(inputs).stepper.one_at_a_time
+
     def own_timesteps(self, inputs: InputBatch) -> int | None:
         return self._kind(inputs).stepper.timesteps
 

@@ -93,7 +93,7 @@ def _add_model_options(command: ArgumentParser) -> None:
     add("--time_dim", type=int, help="time axis of a sequence: 0 (default) for [T, N, ...], 1 for [N, T, ...]")
     add("--readout", help="auto (default), sum, mean, last, membrane, max or first_spike")
     add("--adapter", default="auto", help="auto, or the name of an installed adapter")
-    add("--chunk", type=int | Literal["auto"], default=1, help="timesteps computed at a time; auto measures")
+    add("--chunk", type=int | Literal["auto"] | None, help="timesteps computed at a time; auto measures")
     add("--slots", type=int, help="active samples at most (default: 64 on a CPU, 256 elsewhere)")
     add("--check_every", type=int, default=1, help="timesteps between two synchronisations with the host")
     add("--compile", action="store_true", help="compile single timesteps; takes a minute or more at first use")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,14 @@ _OFFER = (
     "To see how early it could have answered, pass full_run=True: all timesteps are computed and the exits picked "
     "afterwards, which saves nothing."
 )
+
+
+# A timestep of a network with little state takes less time than what is done around it. In long runs several are
+# therefore made at a time, so that a row overshoots its exit by less than 1 / _SHARE of T.
+_SMALL_ROW: Final = 64 * 1024  # bytes of state
+_SHARE: Final = 32
+_LONGEST: Final = 8
+_CHUNK_REASON: Final = ", because a timestep takes less time than what is done around it"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Settings:
     Attributes:
         readout: the readout; ``None`` to choose it.
         policy: decides when rows stop. Matters for ``chunk="auto"`` only.
-        chunk: timesteps computed at a time; ``"auto"`` to measure.
+        chunk: timesteps computed at a time; ``"auto"`` to measure, ``None`` for what costs little.
         check: whether to run the checks.
         slots: the most rows that are active at a time.
         timesteps_given: whether the timesteps of the input are the caller's choice, not a number found in the model.
@@ -91,7 +99,7 @@ class Settings:
 
     readout: Readout | None
     policy: Policy
-    chunk: int | Literal["auto"]
+    chunk: int | Literal["auto"] | None
     check: bool
     slots: int
     timesteps_given: bool
@@ -163,9 +171,12 @@ class Inspector:
         whole = not adapter.skips_finished_rows
         rows = inputs if whole and inputs.values.numel() else check_rows(inputs)
         check = settings.check and not whole
-        chunk = 1 if settings.chunk == "auto" else settings.chunk
         timesteps = self._timesteps(inputs, settings.timesteps_given)
         with isolated(adapter.model):
+            row_bytes = 0 if whole else _row_bytes(adapter, rows)
+            chunk = settings.chunk if isinstance(settings.chunk, int) else 1
+            if settings.chunk is None and row_bytes <= _SMALL_ROW and adapter.makes_chunks(rows):
+                chunk = max(1, min(_LONGEST, timesteps // _SHARE))
             names = {module: name or "the model itself" for name, module in adapter.model.named_modules()}
             checked = run_checks(adapter, rows, timesteps, chunk) if check else None
             steps = checked.steps if checked else advance_to(adapter, adapter.begin(rows), timesteps, chunk)
@@ -182,10 +193,10 @@ class Inspector:
                 no_logits=read_all(readout, steps)[0, :0],
                 first_steps=tuple(tuple(output[:1].clone() for output in outputs) for outputs in steps[:2]),
                 chunk=chunk,
-                chunk_reason="",
+                chunk_reason=_CHUNK_REASON if settings.chunk is None and chunk > 1 else "",
                 checks=tuple(checked.lines()) if checked else (),
                 firing=_rates(checked, names) if checked else {},
-                row_bytes=0 if whole else _row_bytes(adapter, rows),
+                row_bytes=row_bytes,
             )
             if settings.chunk == "auto" and not whole and inputs.values.numel():
                 found = self._with_fastest_chunk(found, inputs, settings)
