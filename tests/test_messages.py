@@ -134,7 +134,7 @@ def test_what_calibration_is_given():
     data = TensorDataset(X, torch.arange(8) % CLASSES)
     with pytest.raises(CalibrationError, match=r"a TensorDataset yields single samples, .* DataLoader"):
         snn.calibrate(data, average_timesteps=3)
-    with pytest.raises(CalibrationError, match=r"not a tuple of 3. Hand over an iterable of pairs"):
+    with pytest.raises(CalibrationError, match=r"not a tuple of 3. Say which parts"):
         snn.calibrate([(X, torch.zeros(8, dtype=torch.long), X)], average_timesteps=3)
     with pytest.raises(CalibrationError, match=r"not a dict with the keys \['image'\]"):
         snn.calibrate([{"image": X}], average_timesteps=3)

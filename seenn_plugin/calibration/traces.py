@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,11 @@ from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
 from ..errors import CalibrationError
+
+_INPUT_KEYS: Final = frozenset(
+    ("data", "events", "frames", "image", "images", "img", "imgs", "input", "inputs", "pixel_values", "spikes", "x")
+)
+_LABEL_KEYS: Final = frozenset(("class", "label", "labels", "target", "targets", "y"))
 
 
 class TraceSource(Protocol):
@@ -55,7 +60,7 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
 
     Args:
         source: supplies the device and the layout of the inputs.
-        loader: yields pairs ``(x, labels)``.
+        loader: yields pairs ``(x, labels)``, or dictionaries that name the two as is customary.
         progress: whether to show a progress bar.
         title: the description of the progress bar.
 
@@ -70,14 +75,8 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
     weight = next(iter(source.model.parameters()), None)
     rows, changes = row_dim(source), None
     for item in tqdm(loader, desc=title, disable=not progress, leave=False):
-        if not (isinstance(item, tuple | list) and len(item) == 2):
-            parts = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-            keys = f" with the keys {list(item)}" if isinstance(item, dict) else ""
-            raise CalibrationError(
-                f"the loader must yield pairs (x, labels), not a {type(item).__name__}{parts}{keys}. Hand over an "
-                "iterable of pairs made of it: ((item[0], item[1]) for item in loader), as a list if it is read twice."
-            )
-        x, labels = item[0], torch.as_tensor(item[1])
+        x, labels = _pair(item)
+        labels = torch.as_tensor(labels)
         if labels.is_floating_point() or labels.shape != (x.shape[rows],):
             raise CalibrationError(
                 f"labels must be class indices of shape ({x.shape[rows]},), not {labels.dtype} {tuple(labels.shape)}."
@@ -89,6 +88,27 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
                 "from their membrane potential. Call it again (the spike count is read from now on), or pass readout=."
             )
         changes = source.readout_changes
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Input and labels in what a loader yields.
+
+    Raises:
+        CalibrationError: it is no pair, and no dictionary in which exactly one key customarily names each.
+    """
+    if isinstance(item, Mapping):
+        inputs, labels = ([key for key in item if key in names] for names in (_INPUT_KEYS, _LABEL_KEYS))
+        if len(inputs) == len(labels) == 1:
+            return item[inputs[0]], item[labels[0]]
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    parts = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    keys = f" with the keys {list(item)}" if isinstance(item, Mapping) else ""
+    example = "batch['image'], batch['label']" if keys else "batch[0], batch[1]"
+    raise CalibrationError(
+        f"the loader must yield pairs (x, labels), not a {type(item).__name__}{parts}{keys}. Say which parts these "
+        f"are: seenn_plugin.data.Pairs(loader, lambda batch: ({example}))."
+    )
 
 
 @torch.no_grad()
