@@ -332,7 +332,7 @@ def test_a_loader_is_not_called_either_unless_trusted(net, tmp_path):
 def test_what_the_packaged_cards_name_is_registered():
     names = registered_functions()
     for folder in packaged().values():
-        own = read_card(folder / "card.json")
+        own = read_card(folder / "card.json")[0]
         assert {own.network, own.loader} <= names
     for name in names:
         assert callable(imported_function(name))
