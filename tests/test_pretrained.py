@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -168,6 +169,19 @@ def test_the_page_says_what_the_card_says(net, tmp_path):
     tables = [line for line in lines if line.startswith("|")]
     assert all(line.endswith(" |") for line in tables)
     assert max(map(len, lines)) < 200
+
+
+def test_names_on_the_page_are_no_markup():
+    bad = "a | <script>b</script>\n## c [d](e) `f` *g*"
+    stages = [{bad: bad}]
+    texts = {"title": bad, "network": bad, "loader": bad, "data": bad, "commit": bad}
+    maps = {name: {bad: bad} for name in ("arguments", "loader_arguments", "trained_on", "versions")}
+    shown = page(replace(card(), **texts, **maps, recipe=stages, accuracy={bad: [0.5]}, samples={bad: 3}))
+    for markup in ("<script>", "\n## c", "](e)", "`f`", "*g*"):
+        assert markup not in shown
+    for line in shown.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) <= 3
 
 
 def test_the_page_of_what_is_not_measured_says_so():

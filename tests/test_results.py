@@ -592,8 +592,15 @@ def test_a_figure_stands_beside_the_page(run, tmp_path, monkeypatch):
 def test_names_are_no_markup(run, tmp_path):
     content = changed(run)
     content["card"]["title"], content["card"]["data"] = "a | <script>b</script>", "c\n## d | e"
-    page = written(tmp_path, {"run": content})
+    content["card"]["network"] = "my:`net`<script>|x"
+    for row in content["rows"]:
+        row["notes"] = ["a <script> | [link](there)"]
+        row["provenance"]["machine"] = {"processor": "<script>", "name": "`x` *y*"}
+    page = written(tmp_path, {"run <script> [x](y)": content})
     assert "<script>" not in page
+    assert "](there)" not in page
+    assert "](y)" not in page
+    assert "*y*" not in page
     assert "\n## d" not in page
     tables = [part for part in page.split("\n\n") if part.startswith("| ")]
     assert tables

@@ -152,7 +152,8 @@ def page(card: Card) -> str:
     parts = [
         f"# {cell(card.title)}",
         f"{code(card.network)} with {_list(card.arguments) or 'its defaults'}, wrapped with {_list(card.wrapper)}. "
-        f"Trained on {cell(card.data)}, read by {code(card.loader)}{_given(card.loader_arguments)}; weights in half precision.",
+        f"Trained on {cell(card.data)}, read by {code(card.loader)}{_given(card.loader_arguments)}; weights in half "
+        "precision.",
         "## Accuracy of the static network",
         _accuracies(card) if card.accuracy else "Not measured.",
         "## Training",
