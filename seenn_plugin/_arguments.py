@@ -13,8 +13,8 @@ MOST_SEED = 2**63 - 1
 
 def number_mistake(name: str, value: object, least: float, most: float = math.inf) -> str | None:
     """What is wrong with a finite number from ``least`` to ``most``; ``None`` if nothing is."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value) and least <= value <= most:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and least <= number <= most:
         return None
     allowed = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
     return f"{name} must be a finite number {allowed}, not {value!r}."

@@ -267,13 +267,15 @@ def test_a_target_that_is_not_met_is_no_error(places, tmp_path, monkeypatch):
 
 
 def unmet(choose):
-    """Patience is asked for less than one timestep."""
+    """Patience is asked for one timestep, and always takes two or more."""
 
     def choose_or_fail(self, name, target):
         if name != "patience":
             return choose(self, name, target)
-        before, self.mean_timesteps = self.mean_timesteps, 0.5
-        choice = choose(self, name, "timesteps")
+        before, self.mean_timesteps = self.mean_timesteps, 1.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ALIASES["patience"], "candidate_settings", lambda policy, timesteps: [type(policy)(2)])
+            choice = choose(self, name, "timesteps")
         self.mean_timesteps = before
         return replace(choice, target=target)
 
