@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from seenn_plugin._files import from_json, write_files
+from seenn_plugin.errors import InputError
 from seenn_plugin.evaluation import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -186,7 +188,10 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+        try:
+            self.rows: dict[str, dict[str, Any]] = from_json(path)["rows"] if path.exists() else {}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} holds no measured rows: {error}. Delete it to measure anew.") from error
 
     def has(self, name: str, of: Mapping[str, Any]) -> bool:
         """Whether the row was measured, and all that it was measured ``of`` is as it is now."""
@@ -195,8 +200,7 @@ class Results:
 
     def add(self, name: str, of: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         self.rows[name] = {"of": dict(of), "commit": provenance.commit() or "unknown", **row}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"rows": self.rows}, indent=1) + "\n")
+        write_files({self.path: json.dumps({"rows": self.rows}, indent=1) + "\n"})
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import engine
+from ._arguments import check as check_arguments
+from ._arguments import flag_mistake
 from .acceleration import CompiledAdapter, CompileSettings, OptimizedCopies, OptimizedCopy, Options, StepCache
 from .adapter import Adapter, AdapterChoice, ModuleAdapter, find_adapter
 from .adapter.full_run import FullRun
@@ -128,11 +130,14 @@ class EarlyExitWrapper(nn.Module):
             raise InputError("the model is an EarlyExitWrapper already; wrap its model: EarlyExitWrapper(snn.model).")
         if input not in ("static", "sequence"):
             raise InputError(f"input must be 'static' or 'sequence', not {input!r}.")
-        if time_dim not in (0, 1):
+        if isinstance(time_dim, bool) or not isinstance(time_dim, int) or time_dim not in (0, 1):
             raise InputError(f"time_dim must be 0 ([T, N, ...]) or 1 ([N, T, ...]), not {time_dim!r}.")
         _check_count("chunk", chunk, others=("auto", None))
         _check_count("slots", slots, others=(None,))
         _check_count("check_every", check_every, others=())
+        _check_count("timesteps", timesteps, others=(None,))
+        flags = {"check": check, "cuda_graphs": cuda_graphs, "full_run": full_run}
+        check_arguments(InputError, *(flag_mistake(name, value) for name, value in flags.items()))
         self.model = model
         self.policy = make_policy(policy)
         if isinstance(self.policy, FixedPolicy) and timesteps is not None and (self.policy.timesteps or 1) > timesteps:
@@ -226,6 +231,7 @@ class EarlyExitWrapper(nn.Module):
         _check_count("slots", slots, others=(None,))
         if isinstance(samples, Tensor) and self._is_sequence:
             raise InputError("stream() takes single sequences [T, ...], one by one; for a batch of them call infer(x).")
+        check_arguments(InputError, flag_mistake("ordered", ordered))
         if not isinstance(samples, Iterable):
             raise InputError(f"stream() takes an iterable of samples, not a {type(samples).__name__}.")
 
@@ -310,9 +316,10 @@ class EarlyExitWrapper(nn.Module):
             progress: show a progress bar.
 
         Raises:
-            CalibrationError: no or two targets, no data, labels out of range, a target that nothing meets, or a
-                policy without a setting to choose.
+            CalibrationError: no or two targets, a target out of range or one that nothing meets, no data, labels out of
+                range, or a policy without a setting to choose.
         """
+        thresholds.check_request(self.policy, max_accuracy_drop, average_timesteps, self.timesteps)
         trace, labels = traces.record(self, loader, progress=progress)
         self.calibration = thresholds.calibrate(self.policy, trace, labels, max_accuracy_drop, average_timesteps)
         self.policy = self.calibration.policy
@@ -360,12 +367,15 @@ class EarlyExitWrapper(nn.Module):
         unfitted = [leaf for leaf in leaves(self.policy) if isinstance(leaf, RLPolicy)]
         if len(unfitted) != 1:
             raise PolicyError(f"fit_policy fits one rl policy, and {self.policy} has {len(unfitted)}: policy='rl'.")
+        settings = policy_fitting.FitSettings.of(options)
+        if self.timesteps is not None:
+            unfitted[0].candidates_for(self.timesteps)  # raises before anything is recorded
         self.policy_fit = policy_fitting.fit_policy(
             self,
             unfitted[0],
             train_loader,
             val_loader,
-            policy_fitting.FitSettings.of(options),
+            settings,
             max_accuracy_drop=max_accuracy_drop,
             average_timesteps=average_timesteps,
             beta=beta,

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from seenn_plugin import EarlyExitWrapper, evaluate
 from seenn_plugin.calibration.policy_fitting import FitSettings, fit_policy
-from seenn_plugin.calibration.thresholds import calibrate, curve
+from seenn_plugin.calibration.thresholds import accuracy_per_timestep, calibrate, curve
 from seenn_plugin.calibration.traces import TraceSource, record
 from seenn_plugin.errors import CalibrationError, PolicyError
 from seenn_plugin.policies import (
@@ -353,12 +353,23 @@ def test_bad_data_and_bad_targets_are_refused_and_change_nothing():
 def test_a_target_that_no_setting_meets_reports_the_best():
     net = model()
     loader = batches(net)
-    snn = EarlyExitWrapper(net, timesteps=T)
-    fragments = ("no setting of ConfidencePolicy", "at most 0.5", "1.000 mean timesteps")
-    _refused(snn, loader, *fragments, average_timesteps=0.5)
-    points = EarlyExitWrapper(net, timesteps=T).calibrate(loader, average_timesteps=float(T)).calibration.curve
-    best = max(point.accuracy for point in points)
-    _refused(snn, loader, "no setting", f"the best is an accuracy of {best:.4f}", max_accuracy_drop=-0.9)
+
+    @dataclass(frozen=True)
+    class Some(FixedPolicy):
+        """Fixed, at some timesteps only."""
+
+        steps: tuple[int, ...] = ()
+
+        def candidate_settings(self, timesteps: int) -> list[Some]:
+            return [Some(t, self.steps) for t in self.steps]
+
+    fragments = ("no setting of Some", "at most 1.5", "2.000 mean timesteps")
+    _refused(EarlyExitWrapper(net, Some(steps=(2, 3)), timesteps=T), loader, *fragments, average_timesteps=1.5)
+    trace, labels = record(EarlyExitWrapper(net, timesteps=T), loader)
+    accuracy = accuracy_per_timestep(trace, labels)
+    assert accuracy[0] < accuracy[-1]
+    snn = EarlyExitWrapper(net, Some(steps=(1,)), timesteps=T)
+    _refused(snn, loader, "no setting", f"the best is an accuracy of {accuracy[0]:.4f}", max_accuracy_drop=0.0)
 
 
 def test_a_policy_without_a_setting_is_refused_with_the_two_ways_to_define_one():

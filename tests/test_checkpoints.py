@@ -45,7 +45,7 @@ def test_a_checkpoint_loads_and_exits_early(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_page_of_a_checkpoint_is_that_of_its_card(folder):
-    assert (folder / "README.md").read_text() == page(read_card(folder / "card.json"))
+    assert (folder / "README.md").read_text() == page(read_card(folder / "card.json")[0])
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -399,6 +399,7 @@ def stand_in(monkeypatch, module, name, answer=None):
 @pytest.mark.parametrize(("source", "names"), [("checkpoint", list(CLASSES)), ("model", None)])
 def test_evaluate_says_where_the_report_is(checkpoint, on_checkpoint, seenn, monkeypatch, source, names):
     calls = stand_in(monkeypatch, "report", "write_report", answer=Path("pages/index.html"))
+    sys.modules["seenn_plugin.report"].check_folder = lambda folder: None
     options = ("--report", "pages", "--picojoules_per_ac", 2)
     code, out, err = on_checkpoint("evaluate", *options) if source == "checkpoint" else seenn("evaluate", *options)
     assert code == 0, err

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -170,6 +171,19 @@ def test_the_page_says_what_the_card_says(net, tmp_path):
     assert max(map(len, lines)) < 200
 
 
+def test_names_on_the_page_are_no_markup():
+    bad = "a | <script>b</script>\n## c [d](e) `f` *g*"
+    stages = [{bad: bad}]
+    texts = {"title": bad, "network": bad, "loader": bad, "data": bad, "commit": bad}
+    maps = {name: {bad: bad} for name in ("arguments", "loader_arguments", "trained_on", "versions")}
+    shown = page(replace(card(), **texts, **maps, recipe=stages, accuracy={bad: [0.5]}, samples={bad: 3}))
+    for markup in ("<script>", "\n## c", "](e)", "`f`", "*g*"):
+        assert markup not in shown
+    for line in shown.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) <= 3
+
+
 def test_the_page_of_what_is_not_measured_says_so():
     assert "Not measured." in page(card())
     assert "Not trained." in page(card())
@@ -332,7 +346,7 @@ def test_a_loader_is_not_called_either_unless_trusted(net, tmp_path):
 def test_what_the_packaged_cards_name_is_registered():
     names = registered_functions()
     for folder in packaged().values():
-        own = read_card(folder / "card.json")
+        own = read_card(folder / "card.json")[0]
         assert {own.network, own.loader} <= names
     for name in names:
         assert callable(imported_function(name))

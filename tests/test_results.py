@@ -267,13 +267,15 @@ def test_a_target_that_is_not_met_is_no_error(places, tmp_path, monkeypatch):
 
 
 def unmet(choose):
-    """Patience is asked for less than one timestep."""
+    """Patience is asked for one timestep, and always takes two or more."""
 
     def choose_or_fail(self, name, target):
         if name != "patience":
             return choose(self, name, target)
-        before, self.mean_timesteps = self.mean_timesteps, 0.5
-        choice = choose(self, name, "timesteps")
+        before, self.mean_timesteps = self.mean_timesteps, 1.0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ALIASES["patience"], "candidate_settings", lambda policy, timesteps: [type(policy)(2)])
+            choice = choose(self, name, "timesteps")
         self.mean_timesteps = before
         return replace(choice, target=target)
 
@@ -592,8 +594,15 @@ def test_a_figure_stands_beside_the_page(run, tmp_path, monkeypatch):
 def test_names_are_no_markup(run, tmp_path):
     content = changed(run)
     content["card"]["title"], content["card"]["data"] = "a | <script>b</script>", "c\n## d | e"
-    page = written(tmp_path, {"run": content})
+    content["card"]["network"] = "my:`net`<script>|x"
+    for row in content["rows"]:
+        row["notes"] = ["a <script> | [link](there)"]
+        row["provenance"]["machine"] = {"processor": "<script>", "name": "`x` *y*"}
+    page = written(tmp_path, {"run <script> [x](y)": content})
     assert "<script>" not in page
+    assert "](there)" not in page
+    assert "](y)" not in page
+    assert "*y*" not in page
     assert "\n## d" not in page
     tables = [part for part in page.split("\n\n") if part.startswith("| ")]
     assert tables

@@ -102,9 +102,9 @@ def test_the_highest_accuracy_within_the_mean_timesteps_is_chosen():
 
 
 def test_a_target_that_no_setting_meets_lists_what_was_fitted():
-    snn = wrapped()
-    with pytest.raises(CalibrationError, match=r"no policy meets the target, at most 0.5 mean timesteps.* % at "):
-        fitted(snn, average_timesteps=0.5, **QUICK)
+    snn = wrapped(RLPolicy(candidates=(2, T)))
+    with pytest.raises(CalibrationError, match=r"no policy meets the target, at most 1.5 mean timesteps.* % at "):
+        fitted(snn, average_timesteps=1.5, max_operations=1.0, **QUICK)
     assert snn.policy_fit is None
     assert snn.policy.fitted_for is None
 
@@ -284,7 +284,7 @@ def test_missing_tensorboard_is_reported_before_any_computation(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(OptionalDependencyError, match=r'pip install "seenn-plugin\[tensorboard\]"'):
-        wrapped().fit_policy(None, None, beta=1.0, log_dir="logs")
+        wrapped().fit_policy([], [], beta=1.0, log_dir="logs")
 
 
 def test_auto_mixed_precision_is_off_on_a_cpu():

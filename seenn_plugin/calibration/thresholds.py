@@ -8,6 +8,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from .._arguments import check, target_mistakes
 from ..errors import CalibrationError
 from ..policies import Policy, ThresholdPolicy
 from ..policies.base import exit_timesteps
@@ -79,8 +80,8 @@ def calibrate(
         average_timesteps: target: the highest accuracy with at most this many mean timesteps.
 
     Raises:
-        CalibrationError: not exactly one target is given, no setting meets it, or the policy has no setting to
-            calibrate.
+        CalibrationError: not exactly one target is given, it is out of range, no setting meets it, or the policy has no
+            setting to calibrate.
 
     Example:
         >>> from seenn_plugin.policies import ConfidencePolicy
@@ -92,8 +93,7 @@ def calibrate(
         >>> found.chosen.accuracy, found.chosen.mean_timesteps
         (1.0, 1.5)
     """
-    if (max_accuracy_drop is None) == (average_timesteps is None):
-        raise CalibrationError("give exactly one target: max_accuracy_drop=... or average_timesteps=...")
+    check_request(policy, max_accuracy_drop, average_timesteps, trace.shape[0])
     if isinstance(policy, ThresholdPolicy):
         policy = replace(policy, temperature=fit_temperature(trace, labels))
     points = curve(policy, trace, labels)
@@ -118,6 +118,40 @@ def calibrate(
     return Calibration(chosen, tuple(points), full, target, labels.numel())
 
 
+def check_request(
+    policy: Policy, max_accuracy_drop: float | None, average_timesteps: float | None, timesteps: int | None
+) -> None:
+    """Check what can be checked of a calibration before anything is recorded.
+
+    Args:
+        timesteps: T, if it is known.
+
+    Raises:
+        CalibrationError: not exactly one target is given, a target is out of range, or the policy has no setting to
+            calibrate.
+    """
+    if (max_accuracy_drop is None) == (average_timesteps is None):
+        raise CalibrationError("give exactly one target: max_accuracy_drop=... or average_timesteps=...")
+    check(CalibrationError, *target_mistakes(max_accuracy_drop, average_timesteps))
+    if timesteps is not None and not isinstance(policy, ThresholdPolicy):
+        settings_of(policy, timesteps)
+
+
+def settings_of(policy: Policy, timesteps: int) -> list[Policy]:
+    """The ``candidate_settings`` of a policy.
+
+    Raises:
+        CalibrationError: it has none.
+    """
+    candidates = policy.candidate_settings(timesteps)
+    if candidates is None:
+        raise CalibrationError(
+            f"{type(policy).__name__} has no setting to calibrate: derive it from ThresholdPolicy, or define "
+            "candidate_settings()."
+        )
+    return list(candidates)
+
+
 def curve(policy: Policy, trace: Tensor, labels: Tensor) -> list[OperatingPoint]:
     """Compute accuracy and mean timesteps of a policy at each of its settings.
 
@@ -138,13 +172,7 @@ def curve(policy: Policy, trace: Tensor, labels: Tensor) -> list[OperatingPoint]
     if isinstance(policy, ThresholdPolicy):
         settings, exits = _threshold_exits(policy, trace)
     else:
-        candidates = policy.candidate_settings(timesteps)
-        if candidates is None:
-            raise CalibrationError(
-                f"{type(policy).__name__} has no setting to calibrate: derive it from ThresholdPolicy, or define "
-                "candidate_settings()."
-            )
-        settings = list(candidates)
+        settings = settings_of(policy, timesteps)
         exits = torch.stack([exit_timesteps(setting, trace) for setting in settings])
     accuracy = correct.gather(0, exits - 1).double().mean(1)
     mean = exits.double().mean(1)

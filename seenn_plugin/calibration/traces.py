@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
+from .._arguments import check, loader_mistake
 from ..errors import CalibrationError
 
 _INPUT_KEYS: Final = frozenset(
@@ -72,6 +73,7 @@ def batches(source: TraceSource, loader: Iterable[Any], progress: bool, title: s
         raise CalibrationError(
             f"a {type(loader).__name__} yields single samples, and batches are needed: DataLoader(data, batch_size=64)."
         )
+    check(CalibrationError, loader_mistake("the loader", loader))
     weight = next(iter(source.model.parameters()), None)
     rows, changes = row_dim(source), None
     for item in tqdm(loader, desc=title, disable=not progress, leave=False):

@@ -8,10 +8,12 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from .._markdown import cell, code, table
 from .._naming import unknown_name
 from ..errors import InputError
 
 _FORMAT = 1
+_CHECKSUM = "weights_sha256"
 _MOST_BYTES = 1_000_000
 _MOST_LEVELS = 8
 _WRAPPER_OPTIONS = ("timesteps", "input", "time_dim", "readout")
@@ -64,13 +66,13 @@ class Card:
                 raise InputError(f"card: {unknown_name('wrapper option', name, _WRAPPER_OPTIONS)}")
 
 
-def write_card(card: Card, path: Path) -> None:
-    """Write a card as JSON."""
-    path.write_text(json.dumps({"format": _FORMAT, **asdict(card)}, indent=2) + "\n", encoding="utf-8")
+def to_text(card: Card, weights: str) -> str:
+    """A card as JSON, with the checksum of the weights that it describes."""
+    return json.dumps({"format": _FORMAT, **asdict(card), _CHECKSUM: weights}, indent=2) + "\n"
 
 
-def read_card(path: Path) -> Card:
-    """What :func:`write_card` wrote.
+def read_card(path: Path) -> tuple[Card, str | None]:
+    """What :func:`to_text` made: the card, and the checksum of the weights, if it has one.
 
     Raises:
         InputError: it is no card, or one of another version.
@@ -79,7 +81,7 @@ def read_card(path: Path) -> Card:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        version = values.pop("format")
+        version, weights = values.pop("format"), values.pop(_CHECKSUM, None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no card of a trained network: {error!r}. Name the folder that holds one."
@@ -95,7 +97,7 @@ def read_card(path: Path) -> Card:
             f"{path} is no card that this version of seenn-plugin reads: {' '.join(mistakes)} Install the version that "
             "wrote it, or get the card again."
         )
-    return Card(**values)
+    return Card(**values), weights
 
 
 def _mistakes(values: dict[str, Any]) -> list[str]:
@@ -148,22 +150,23 @@ _MANY = 16
 def page(card: Card) -> str:
     """A model card in Markdown."""
     parts = [
-        f"# {card.title}",
-        f"`{card.network}` with {_list(card.arguments) or 'its defaults'}, wrapped with {_list(card.wrapper)}. Trained "
-        f"on {card.data}, read by `{card.loader}`{_given(card.loader_arguments)}; weights in half precision.",
+        f"# {cell(card.title)}",
+        f"{code(card.network)} with {_list(card.arguments) or 'its defaults'}, wrapped with {_list(card.wrapper)}. "
+        f"Trained on {cell(card.data)}, read by {code(card.loader)}{_given(card.loader_arguments)}; weights in half "
+        "precision.",
         "## Accuracy of the static network",
         _accuracies(card) if card.accuracy else "Not measured.",
         "## Training",
         _stages(card.recipe) if card.recipe else "Not trained.",
         f"Seed {card.seed}.",
         "## Where it is from",
-        _table(["", ""], [(name, str(value)) for name, value in _origin(card).items()]),
+        _table(["", ""], [(cell(name), cell(value)) for name, value in _origin(card).items()]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _accuracies(card: Card) -> str:
-    header = ["timesteps", *(f"{split} ({card.samples[split]} samples)" for split in card.accuracy)]
+    header = ["timesteps", *(f"{cell(split)} ({card.samples[split]} samples)" for split in card.accuracy)]
     rows = list(zip(*card.accuracy.values(), strict=True))
     shown = [t for t in range(1, len(rows) + 1) if len(rows) <= _MANY or t & (t - 1) == 0 or t == len(rows)]
     return _table(header, [(str(t), *(f"{100 * value:.2f} %" for value in rows[t - 1])) for t in shown])
@@ -172,7 +175,7 @@ def _accuracies(card: Card) -> str:
 def _stages(stages: list[dict[str, Any]]) -> str:
     """A row for each setting, a column for each stage; the seed is that of all."""
     names = dict.fromkeys(name for stage in stages for name in stage if name != "seed")
-    rows = [(name, *(_cell(stage.get(name)) for stage in stages)) for name in names]
+    rows = [(cell(name), *(_cell(stage.get(name)) for stage in stages)) for name in names]
     return _table(["", *(f"stage {number}" for number in range(1, len(stages) + 1))], rows)
 
 
@@ -181,11 +184,11 @@ def _origin(card: Card) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "–" if value is None else cell(value)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+    return table(header, rows).removesuffix("\n")
 
 
 def _given(arguments: dict[str, Any]) -> str:
@@ -193,4 +196,4 @@ def _given(arguments: dict[str, Any]) -> str:
 
 
 def _list(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return cell(", ".join(f"{name} {value}" for name, value in values.items()))

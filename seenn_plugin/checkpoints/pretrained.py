@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .._arguments import check, integer_mistake
+from .._files import checksum, write_files
 from ..errors import InputError, OptionalDependencyError
 from ..evaluation.provenance import commit, machine, versions
 from ..training import Forward, accuracy
-from .card import Card, page, read_card, write_card
+from .card import Card, page, read_card, to_text
 from .packaged import find
 from .trust import check_trusted, imported
 
@@ -49,18 +51,22 @@ class Pretrained:
                 an installed package registers in the entry-point group ``seenn_plugin.factories`` are.
 
         Raises:
-            InputError: the folder holds no trained network, the card names functions that are not registered, its
-                factory cannot be called, or the weights do not fit.
+            InputError: there is no such device, the folder holds no trained network, the card names functions that are
+                not registered, its factory cannot be called, or the weights are damaged or do not fit.
             OptionalDependencyError: safetensors, or what the factory needs, is not installed.
         """
+        device = _existing(device)
         folder, safetensors = find(folder), _safetensors()
-        card = read_card(folder / _CARD)
+        card, expected = read_card(folder / _CARD)
         if not trust_code:
             check_trusted(card.network, "network")
             check_trusted(card.loader, "loader")
         model = _built(card, folder / _CARD)
         try:
-            model.load_state_dict(safetensors.load_file(str(folder / _WEIGHTS)))  # it converts to the model's dtypes
+            weights = (folder / _WEIGHTS).read_bytes()
+            if expected is not None and checksum(weights) != expected:
+                raise ValueError("they are damaged, or not those that the card was saved with")
+            model.load_state_dict(safetensors.load(weights))  # it converts to the model's dtypes
         except Exception as error:  # what the reader raises depends on what is there instead
             raise InputError(
                 f"the weights in {folder / _WEIGHTS} do not fit {card.network}: {error!r}. Card and weights must be "
@@ -74,13 +80,12 @@ class Pretrained:
         A tensor with a value beyond half precision (65504) is kept in its own.
 
         Raises:
+            InputError: the folder cannot be written to.
             OptionalDependencyError: safetensors is not installed.
         """
-        folder, safetensors = Path(folder), _safetensors()
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.save_file(_halved(self.model), str(folder / _WEIGHTS))
-        write_card(self.card, folder / _CARD)
-        (folder / _PAGE).write_text(page(self.card), encoding="utf-8")
+        folder, weights = Path(folder), _safetensors().save(_halved(self.model))
+        card = to_text(self.card, checksum(weights))
+        write_files({folder / _WEIGHTS: weights, folder / _CARD: card, folder / _PAGE: page(self.card)})
 
     def measured(
         self, forward: Forward, root: str | Path, splits: Sequence[str] = ("validation", "test")
@@ -119,8 +124,21 @@ class Pretrained:
         return imported(self.card.loader)(root, split, **{**self.card.loader_arguments, **arguments})
 
     def batches(self, root: str | Path, split: str = "test", batch_size: int = 64, workers: int = 0) -> DataLoader[Any]:
-        """Its data, in batches, in order."""
+        """Its data, in batches, in order.
+
+        Raises:
+            InputError: there are no such batches.
+        """
+        check(InputError, integer_mistake("batch_size", batch_size, 1), integer_mistake("workers", workers, 0))
         return DataLoader(self.data(root, split), batch_size=batch_size, num_workers=workers)
+
+
+def _existing(device: str | torch.device) -> torch.device:
+    """The device of that name, which is tried with a single number."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise InputError(f"there is no device {str(device)!r}: {error}") from error
 
 
 def _halved(model: nn.Module) -> dict[str, Tensor]:

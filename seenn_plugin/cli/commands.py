@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arguments import check, price_mistakes
 from .._naming import unknown_name
+from ..calibration.thresholds import check_request
 from ..errors import InputError, OptionalDependencyError, PolicyError, SeennError
 from ..evaluation.energy import EnergyReport, measure_energy
 from ..evaluation.metrics import evaluate
@@ -29,6 +31,9 @@ from .arguments import parser
 from .loading import (
     UsageError,
     check_batch_size,
+    check_counts,
+    check_data,
+    check_device,
     checkpoint_folder,
     class_names,
     existing_folder,
@@ -95,6 +100,12 @@ def _demo(options: Any) -> int:
 
 
 def _evaluate(options: Any) -> Answer:
+    prices = {name: options[name] for name in ("picojoules_per_ac", "picojoules_per_mac")}
+    check(InputError, *price_mistakes(prices))
+    if options.report is not None:
+        from ..report import check_folder
+
+        check_folder(Path(options.report))
     source = _source(options, split="test")
     snn = source.snn
     result = evaluate(snn, source.loader(), progress=True)
@@ -119,8 +130,7 @@ def _evaluate(options: Any) -> Answer:
         energy = measure_energy(
             snn,
             source.loader(),
-            picojoules_per_ac=options.picojoules_per_ac,
-            picojoules_per_mac=options.picojoules_per_mac,
+            **prices,
             progress=True,
         )
         page += _energy_lines(energy)
@@ -166,6 +176,8 @@ def _energy_lines(energy: EnergyReport) -> list[str]:
 
 
 def _calibrate(options: Any) -> Answer:
+    policy, target = _policy(options), (options.max_accuracy_drop, options.average_timesteps)
+    check_request(policy, *target, options.timesteps)  # again with what the network says, before data are read
     source = _source(options, split="validation")
     snn = source.snn
     snn.calibrate(
@@ -294,13 +306,17 @@ def _source(options: Any, split: str) -> _Source:
     Args:
         split: of a checkpoint's data, unless one is given.
     """
-    policy = _policy(options)  # first: it is the cheapest to get wrong
+    policy = _policy(options)  # first: options are cheaper to check than a network is to make
+    check_batch_size(options.batch_size)
+    check_device(options.device)
+    check_counts(options)
     given = {name: options[name] for name in _WRAPPER_OPTIONS if options[name] is not None}
     if (options.model is None) == (options.checkpoint is None):
         raise UsageError("give one network: either --model package.module:factory or --checkpoint FOLDER_OR_NAME.")
     if options.checkpoint is None:
         if options.split is not None:
             raise UsageError("--split is for the data of a --checkpoint; for --model, give other --data.")
+        check_data(options.data)
         model = load_model(options.model, options.weights, options.device)
         wrapper = {**_WRAPPER_OPTIONS, **given}
         rows_dim = 1 - wrapper["time_dim"] if wrapper["input"] == "sequence" else 0
@@ -308,7 +324,6 @@ def _source(options: Any, split: str) -> _Source:
         return _Source(options.model, snn, lambda: load_data(options.data, options.batch_size, rows_dim))
     if options.weights is not None:
         raise UsageError("--weights is for --model; a --checkpoint brings its own.")
-    check_batch_size(options.batch_size)
     root = existing_folder(options.data, "--data")
     net = load_checkpoint(checkpoint_folder(options.checkpoint), options.device, options.trust_code)
     snn = _wrapped(net.model, policy, {**net.card.wrapper, **given}, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._arguments import check, integer_mistake
 from ..checkpoints.packaged import find
 from ..checkpoints.pretrained import Pretrained
 from ..errors import InputError, OptionalDependencyError
@@ -25,7 +26,7 @@ def load_model(name: str, weights: str | None, device: str) -> nn.Module:
     """The model that the factory ``package.module:factory`` returns, in evaluation mode, with weights from a file.
 
     Raises:
-        UsageError: there is no such factory, file or device, or the factory returns no module.
+        UsageError: there is no such factory or file, or the factory returns no module.
         InputError: the weights do not fit.
     """
     model = _call(name, "--model")
@@ -33,26 +34,16 @@ def load_model(name: str, weights: str | None, device: str) -> nn.Module:
         raise UsageError(f"--model {name} returned {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None:
         _load_weights(model, Path(weights))
-    return _moved(model, device).eval()
+    return model.to(device).eval()
 
 
 def load_checkpoint(folder: Path, device: str, trust_code: bool) -> Pretrained:
     """The trained network that :meth:`Pretrained.save` has written to a folder.
 
     Raises:
-        UsageError: there is no such device.
         InputError: the folder holds something else.
     """
-    net = Pretrained.load(folder, trust_code=trust_code)
-    _moved(net.model, device)
-    return net
-
-
-def _moved(model: nn.Module, device: str) -> nn.Module:
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: {error}") from error
+    return Pretrained.load(folder, device, trust_code)
 
 
 def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
@@ -63,15 +54,12 @@ def load_data(name: str, batch_size: int, rows_dim: int) -> Iterable[Any]:
         rows_dim: the dimension of the samples in the file's ``x``.
 
     Raises:
-        UsageError: there is no such factory or file.
+        UsageError: there is no such factory.
         InputError: the file does not hold what it should.
     """
     if not name.endswith(".npz"):
         return _call(name, "--data")
-    check_batch_size(batch_size)
     path = Path(name)
-    if not path.is_file():
-        raise UsageError(f"--data: there is no file {path}.")
     x, y = _read_arrays(path)
     if x.ndim <= rows_dim or y.shape != (x.shape[rows_dim],):
         raise InputError(f"{path.name}: y must hold one label per sample of x {tuple(x.shape)}, not {tuple(y.shape)}.")
@@ -108,6 +96,29 @@ def check_batch_size(batch_size: int) -> None:
         raise UsageError(f"--batch_size must be at least 1, not {batch_size}.")
 
 
+def check_device(device: str) -> None:
+    """Raise a UsageError if PyTorch knows no such device, or this machine has none."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {error}") from error
+
+
+def check_counts(options: Any) -> None:
+    """Raise an InputError that names the options that must be integers of at least 1, and are not."""
+    names = ("timesteps", "slots", "check_every", "chunk")
+    given = {name: options[name] for name in names if options[name] not in (None, "auto")}
+    check(InputError, *(integer_mistake(name, value, 1) for name, value in given.items()))
+
+
+def check_data(name: str) -> None:
+    """Raise a UsageError if ``--data`` names neither a factory nor an existing ``.npz`` file."""
+    if not name.endswith(".npz"):
+        _factory(name, "--data")
+    elif not Path(name).is_file():
+        raise UsageError(f"--data: there is no file {name}.")
+
+
 def class_names(loader: Any) -> list[str] | None:
     """The names of the classes, if the data set of a loader has them, as torchvision's do."""
     while hasattr(loader, "dataset"):  # a loader's, a part's
@@ -130,6 +141,10 @@ def _read_arrays(path: Path) -> tuple[Tensor, Tensor]:
 
 def _call(name: str, option: str) -> Any:
     """Call ``package.module:factory`` without arguments."""
+    return _factory(name, option)()
+
+
+def _factory(name: str, option: str) -> Callable[[], Any]:
     module_name, _, factory_name = name.partition(":")
     if not module_name or not factory_name:
         raise UsageError(f"{option} must be package.module:factory, not {name!r}.")
@@ -142,7 +157,7 @@ def _call(name: str, option: str) -> Any:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise UsageError(f"{option}: {module_name!r} has no function {factory_name!r}.")
-    return factory()
+    return factory
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .._arguments import check, flag_mistake, integer_mistake
 from ..errors import InputError, OptionalDependencyError
 from ..models.digits import conv_net, sew_resnet
 from ..policies import make_policy
@@ -24,6 +25,8 @@ _NEEDS = (
     ("spikingjelly.activation_based", "spikingjelly", "spikingjelly"),
     ("snntorch", "snntorch", "snntorch"),
 )
+_MOST_SEED = 2**32 - 1
+"""The largest seed that scikit-learn takes."""
 _THREADS = 1
 """One thread: the same numbers on any number of cores, and times that a busy second core does not spoil."""
 
@@ -49,9 +52,10 @@ def run(
 
     Raises:
         OptionalDependencyError: a package that the demo needs is not installed.
-        InputError: ``out`` cannot be made.
+        InputError: ``out`` cannot be made, or ``seed`` is no integer from 0 to 2**32 - 1.
         PolicyError: there is no such policy.
     """
+    check(InputError, integer_mistake("seed", seed, 0, _MOST_SEED), flag_mistake("quick", quick))
     make_policy(policy)  # before the work, like the folder
     _require_packages()
     folder = Path(out)

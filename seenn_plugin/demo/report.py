@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._files import write_files
 from ..evaluation.plot import accuracy_curve, exit_histogram, operating_points
 from ..evaluation.provenance import machine, versions
 from .data import Digits
@@ -87,7 +89,9 @@ def save_figure(outcomes: list[Outcome], path: Path) -> None:
     right.grid(alpha=0.3, axis="y")
     right.set_axisbelow(True)
     right.legend()
-    figure.savefig(path, dpi=_DPI)
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI)
+    write_files({path: file.getvalue()})
 
 
 def save_report(
@@ -103,5 +107,5 @@ def save_report(
         "split": digits.sizes,
         "networks": [outcome.to_dict() for outcome in outcomes],
     }
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_files({path: json.dumps(report, indent=2) + "\n"})
     return report

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._arguments import check, price_mistakes, wrapped_mistake
 from ..calibration import traces
 from ..discovery.probing import check_rows
 from ..errors import CalibrationError, InputError, ModelRefused
@@ -153,13 +153,12 @@ def measure_energy(
         progress: show a progress bar.
 
     Raises:
-        InputError: a price that is negative or not finite.
+        InputError: a price that is negative or not finite, or ``snn`` is no wrapped network.
         CalibrationError: no sample, or batches of different length in time.
         ModelRefused: the network is run whole (``full_run=True``), or nothing that it does can be counted.
     """
-    for name, price in (("picojoules_per_ac", picojoules_per_ac), ("picojoules_per_mac", picojoules_per_mac)):
-        if not (isinstance(price, int | float) and isfinite(price) and price >= 0):
-            raise InputError(f"{name} must be a number of at least 0, not {price!r}.")
+    prices = {"picojoules_per_ac": picojoules_per_ac, "picojoules_per_mac": picojoules_per_mac}
+    check(InputError, *price_mistakes(prices), wrapped_mistake(snn))
     if not snn.adapter.skips_finished_rows:
         raise ModelRefused(
             "full_run=True computes all timesteps of every sample, so that none has an energy up to its exit.",

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._arguments import check, wrapped_mistake
 from .._operations import count_operations
 from ..calibration import thresholds as calibration
 from ..calibration import traces
 from ..calibration.policy_fitting import Recording, outcome, plan_all, record
-from ..errors import CalibrationError
-from ..policies import Policy, RLPolicy, exit_timesteps
+from ..errors import CalibrationError, InputError, PolicyError
+from ..policies import Policy, RLPolicy, ThresholdPolicy, exit_timesteps
 from ..state.values import tensors
 from ..tolerance import rows_agree
 
@@ -127,9 +128,11 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         progress: whether to show a progress bar.
 
     Raises:
+        InputError: ``snn`` is no wrapped network.
         CalibrationError: no sample, labels that are no indices of the model's classes, or batches of different
             length in time.
     """
+    check(InputError, wrapped_mistake(snn))
     right, exits, agreed, traces_right = [], [], [], []
     policy = snn.policy
     row_steps, seconds, planning, operations = 0, 0.0, 0.0, None
@@ -204,11 +207,21 @@ def accuracy_curve(
         policy: the policy; by default the wrapper's own, at its temperature. The settings of a fitted ``"rl"`` policy
             are those of its frontier (``snn.policy_fit``).
         progress: whether to show a progress bar.
+
+    Raises:
+        InputError: ``snn`` is no wrapped network.
+        PolicyError: ``policy`` is no policy.
+        CalibrationError: the policy has no settings, or the data cannot be used, as for :func:`evaluate`.
     """
+    check(InputError, wrapped_mistake(snn))
+    if policy is not None and not isinstance(policy, Policy):
+        raise PolicyError(f"policy must be a Policy, such as ConfidencePolicy(), not {policy!r}.")
     if policy is None and isinstance(snn.policy, RLPolicy) and snn.policy_fit is not None:
         recording = record(snn, snn.policy, loader, progress)
         points = [_on(recording, point.policy) for point in snn.policy_fit.frontier]
         return AccuracyCurve(tuple(sorted(points, key=lambda p: p.mean_timesteps)), tuple(recording.accuracy))
+    if snn.timesteps is not None and not isinstance(policy or snn.policy, ThresholdPolicy):
+        calibration.settings_of(policy or snn.policy, snn.timesteps)  # raises before anything is recorded
     source = _SettlingSource(snn)
     trace, labels = traces.record(source, loader, progress)
     points = calibration.curve(policy or source.policy or snn.policy, trace, labels)

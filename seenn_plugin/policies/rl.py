@@ -202,6 +202,7 @@ class RLPolicy(PlanPolicy):
 
         Raises:
             PolicyError: there is no network to save.
+            InputError: the folder cannot be written to.
             OptionalDependencyError: safetensors is not installed.
         """
         save(self, self.network, Path(folder))

@@ -48,9 +48,9 @@ class ThresholdPolicy(Policy):
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threshold, int | float) or self.threshold != self.threshold:
+        if not _is_number(self.threshold) or self.threshold != self.threshold:
             raise PolicyError(f"threshold must be a number, not {self.threshold!r}.")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+        if self.temperature is not None and not (_is_number(self.temperature) and 0 < self.temperature < float("inf")):
             raise PolicyError(f"temperature must be a positive finite number, not {self.temperature!r}.")
 
     @abstractmethod
@@ -86,6 +86,10 @@ class ThresholdPolicy(Policy):
             return self
         temperature = 1.0 if lead is None else reachable_temperature(self, lead, classes)
         return replace(self, temperature=temperature)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def reachable_temperature(policy: ThresholdPolicy, lead: float, classes: int) -> float:

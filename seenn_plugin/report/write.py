@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._arguments import check, loader_mistake, price_mistakes, wrapped_mistake
+from .._files import Content, write_files
 from ..calibration.thresholds import OperatingPoint
 from ..errors import CalibrationError, InputError, ModelRefused
 from ..evaluation import provenance
@@ -69,18 +70,22 @@ def write_report(
         ModelRefused: the network cannot be stepped. (One of which only the energy cannot be measured is reported
             without, and the page says why.)
     """
-    require_matplotlib()
+    prices = {"picojoules_per_ac": picojoules_per_ac, "picojoules_per_mac": picojoules_per_mac}
+    names = class_names is None or (isinstance(class_names, Sequence) and not isinstance(class_names, str))
+    check(
+        InputError,
+        *price_mistakes(prices),
+        wrapped_mistake(snn),
+        None if names else f"class_names must be a list of names, not {class_names!r}.",
+        loader_mistake("the loader", loader),
+    )
     if isinstance(loader, Iterator):
         raise InputError(
             f"the data are read more than once, which a {type(loader).__name__} does not allow: hand over a DataLoader "
             "or a list."
         )
     folder = Path(folder)
-    with _writing_to(folder):  # before the work, so that nothing is lost
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for place in (folder, folder / "figures"):
-            if not os.access(place, os.W_OK):
-                raise PermissionError(0, "no permission to write")
+    check_folder(folder)
     samples = WatchedLoader(snn, loader, class_names)
     evaluation = evaluate(snn, samples, progress)
     energy, refusal = None, None
@@ -118,20 +123,26 @@ def write_report(
     figures = draw(curve, evaluation)
     shown = {position: samples.scale.png(picture) for position, picture in samples.shown.items()}
     page = render(facts, figures, shown)
-    with _writing_to(folder):
-        for name, png in figures.items():
-            (folder / "figures" / f"{name}.png").write_bytes(png)
-        text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
-        index = folder / "index.html"
-        index.write_text(page, encoding="utf-8")
-    return index
+    files: dict[Path, Content] = {folder / "figures" / f"{name}.png": png for name, png in figures.items()}
+    files[folder / "report.json"] = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    files[folder / "index.html"] = page
+    write_files(files)
+    return folder / "index.html"
 
 
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def check_folder(folder: Path) -> None:
+    """Make the folder of a report; before the work, so that nothing is lost.
+
+    Raises:
+        OptionalDependencyError: matplotlib is not installed.
+        InputError: the folder cannot be written to.
+    """
+    require_matplotlib()
     try:
-        yield
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / "figures"):
+            if not os.access(place, os.W_OK):
+                raise PermissionError(0, "no permission to write")
     except OSError as error:
         raise InputError(f"cannot write a report to {folder}: {error.strerror}.") from error
 

@@ -87,7 +87,7 @@ def _panel(ax: Axes, group: Group) -> None:
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     elif group.timesteps < _LOG_FROM:
         ax.set_xticks(list(timesteps))
-    ax.set_title(group.title, fontsize=8.5)
+    ax.set_title(group.title, fontsize=8.5, parse_math=False)
     ax.set_xlabel(f"mean timesteps (T = {group.timesteps})", fontsize=8)
     ax.set_ylabel("test accuracy (%)", fontsize=8)
     ax.tick_params(labelsize=8)

@@ -8,7 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from urllib.parse import quote
 
+from .._files import Content, write_files
+from .._markdown import cell, code, table
 from ..errors import InputError
 from .figure import draw
 from .measurement import BATCH_SIZES
@@ -17,7 +20,7 @@ from .published import LONG, PUBLISHED, Published
 from .runs import Group, Numbers, Run, load
 from .statistics import wilson
 from .summary import summary
-from .table import cell, spread, table
+from .table import spread
 
 _NOT_MEASURED, _NOT_MET = "not measured", "target not met"
 _MATCHED = {
@@ -64,22 +67,27 @@ def write_results(files: Sequence[Path], out: Path) -> Path | None:
         The figure; ``None`` if there is none, because nothing is measured or matplotlib is not installed.
 
     Raises:
-        InputError: a file is damaged, two are of the same network on the same data, or a file cannot be written.
+        InputError: a file is damaged, two are of the same network on the same data, or the page or its figure cannot be
+            written, or would replace a run file or each other.
     """
-    groups = load(files)
     out = Path(out)
-    drawn, picture = draw(groups), out.with_suffix(".png")
-    figure = f"![Accuracy against mean timesteps of every network]({picture.name})\n" if drawn else ""
+    picture = out.with_suffix(".png")
+    mine = {out.resolve(), picture.resolve()}
+    if len(mine) < 2:
+        raise InputError(f"{out} is the name of the figure beside the page; name the page *.md.")
+    for file in files:
+        if Path(file).resolve() in mine:
+            raise InputError(f"{file} is a run file, which the page or its figure would replace; name another page.")
+    groups = load(files)
+    drawn = draw(groups)
+    figure = f"![Accuracy against mean timesteps of every network]({quote(picture.name)})\n" if drawn else ""
     parts = [_INTRODUCTION, *filter(None, [summary(groups), figure]), _EXPLANATION]
     parts += [_section(group) for group in groups] or ["No network was measured.\n"]
     parts += [_wanted(groups), _published(groups), _origin(groups)]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(parts), encoding="utf-8")
-        if drawn:
-            picture.write_bytes(drawn)
-    except OSError as error:
-        raise InputError(f"cannot write {error.filename or out}: {error.strerror}.") from error
+    pages: dict[Path, Content] = {out: "\n".join(parts)}
+    if drawn:
+        pages[picture] = drawn
+    write_files(pages)
     return picture if drawn else None
 
 
@@ -92,7 +100,7 @@ def _section(group: Group) -> str:
     quick = " (a quick run, to see that all works)" if group.quick else ""
     heading = f"## {cell(group.title)}: {cell(group.data)}{quick}"
     facts = [
-        f"`{cell(card['network'])}`" + (f" with {cell(_list(card['arguments']))}" if card["arguments"] else ""),
+        code(card["network"]) + (f" with {cell(_list(card['arguments']))}" if card["arguments"] else ""),
         f"{group.first.content['parameters']:,} parameters",
         f"wrapped with {cell(_list(card['wrapper']))}",
         f"{_epochs(card)} epochs of training",
@@ -212,29 +220,30 @@ def _remarks(group: Group) -> Iterator[str]:
             f"of the policy on the trace for at least {100 * agreement:.2f} % of them, in every row."
         )
         full, nearest = ({row["wall_clock"][f"{kind}_run"] for row in rows} for kind in ("full", "static"))
-        yield f"- Wall clock of full T: {_one_of(full)}; of the static network: {_one_of(nearest)}."
+        yield f"- Wall clock of full T: {cell(_one_of(full))}; of the static network: {cell(_one_of(nearest))}."
     energies = [s["energy"] for s in static]
     counted = [energy for energy in energies if "mean" in energy]
     if counted:
         yield f"- Operations are counted on {_range(energy['samples'] for energy in counted)} test samples."
     for energy in energies:
         if energy.get("refused"):
-            yield f"- Operations are not counted: {energy['refused']}"
+            yield f"- Operations are not counted: {cell(energy['refused'])}"
         elif energy["uncounted"]:
-            yield f"- Operations of these names are not counted: {', '.join(sorted(energy['uncounted']))}."
+            yield f"- Operations of these names are not counted: {cell(', '.join(sorted(energy['uncounted'])))}."
     yield from _of_the_card(runs)
     fitted = [row["validation"] for row in rows if row["policy"] == "rl"]
     if fitted:
         share = max(fit["policy_operations"] / max(fit["network_operations"], 1) for fit in fitted)
         yield (
             f"- rl: fitted on {_range(fit['fitting_samples'] for fit in fitted)} samples of "
-            f"{_one_of({fit['fitted_on'] for fit in fitted})}; its network takes {100 * share:.2f} % of the operations "
-            "of the spiking network at full T, counted densely."
+            f"{cell(_one_of({fit['fitted_on'] for fit in fitted}))}; its network takes {100 * share:.2f} % of the "
+            "operations of the spiking network at full T, counted densely."
         )
     for run in group.runs:
         for row in run.content["rows"]:
             for note in row.get("notes", ()):
-                yield f"- {cell(run.label)}, {row['policy']}, {row['asked']}: {cell(note.split('. ')[0].rstrip('.'))}."
+                where = f"{run.label}, {row['policy']}, {row['asked']}: {note.split('. ')[0].rstrip('.')}."
+                yield f"- {cell(where)}"
 
 
 def _of_the_card(runs: Sequence[Run]) -> Iterator[str]:
@@ -376,8 +385,8 @@ def _origin(groups: Sequence[Group]) -> str:
     for provenance, names in sorted(places.items()):
         facts = json.loads(provenance)
         lines.append(
-            f"- {', '.join(names)}: {_list(facts['machine'])}; {_list(facts['versions'])}; commit "
-            f"{facts['commit'] or 'unknown'}."
+            f"- {cell(', '.join(names))}: {cell(_list(facts['machine']))}; {cell(_list(facts['versions']))}; commit "
+            f"{cell(facts['commit'] or 'unknown')}."
         )
     return "\n".join([*lines, *([] if places else [f"- {_NOT_MEASURED}."]), ""])
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from .._files import from_json, to_json, write_files
 from ..errors import InputError
 
 _FORMAT = 1
@@ -15,7 +15,7 @@ _ROW = ("policy", "target", "provenance")
 
 
 class RunFile:
-    """A JSON file that an interruption leaves whole.
+    """A JSON file that an interruption leaves whole, and that notices if it was damaged.
 
     Args:
         path: the file; its rows are kept if it is there.
@@ -56,11 +56,12 @@ class RunFile:
         self.write()
 
     def write(self) -> None:
-        """Write the file; what was there is replaced by a whole file or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f"{self.path.name}.part")
-        unfinished.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path)
+        """Write the file; what was there is replaced by a whole file or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        write_files({self.path: to_json(self.content, indent=1)})
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -70,12 +71,13 @@ def read(path: Path) -> dict[str, Any]:
         InputError: it is not there, damaged, or of another format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no run file: {error}. Delete it, and run the study again.") from error
-    lacking = [name for name in ("format", *_PARTS) if not isinstance(content, dict) or name not in content]
+    lacking = [name for name in ("format", *_PARTS) if name not in content]
     if not lacking:
-        lacking = sorted({name for row in content["rows"] for name in _ROW if name not in row})
+        rows = content["rows"] if isinstance(content["rows"], list) else [{}]
+        lacking = sorted({name for row in rows for name in _ROW if not isinstance(row, dict) or name not in row})
     if lacking:
         raise InputError(f"{path} is no run file: it lacks {', '.join(lacking)}. Delete it, and run the study again.")
     if content["format"] != _FORMAT:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .._arguments import MOST_SEED, check, flag_mistake, integer_mistake, price_mistakes
+from .._files import locked
 from ..checkpoints.pretrained import Pretrained
 from ..errors import InputError
 from ..evaluation.provenance import commit, machine, versions
@@ -60,14 +62,46 @@ def study(
         The content of the run file.
 
     Raises:
-        InputError: there is no trained network, ``out`` is damaged or of another study, or it cannot be written.
+        InputError: an argument is invalid, there is no trained network or no folder of data, or ``out`` is damaged, of
+            another study, in use by another process, or cannot be written.
     """
+    check(
+        InputError,
+        integer_mistake("seed", seed, 0, MOST_SEED),
+        flag_mistake("quick", quick),
+        *price_mistakes({"picojoules_per_ac": picojoules_per_ac, "picojoules_per_mac": picojoules_per_mac}),
+        None if Path(root).is_dir() else f"there is no folder {root} of data.",
+    )
+    with locked(out):
+        return _study(
+            Path(checkpoint),
+            Path(root),
+            Path(out),
+            seed,
+            quick,
+            device,
+            trust_code,
+            progress,
+            (picojoules_per_ac, picojoules_per_mac),
+        )
+
+
+def _study(
+    checkpoint: Path,
+    root: Path,
+    out: Path,
+    seed: int,
+    quick: bool,
+    device: str,
+    trust_code: bool,
+    progress: bool,
+    prices: tuple[float, float],
+) -> dict[str, Any]:
     net = Pretrained.load(checkpoint, device, trust_code)
     budget = QUICK if quick else Budget()
-    prices = picojoules_per_ac, picojoules_per_mac
-    study_data = StudyData(net, Path(root), budget, seed, progress)
+    study_data = StudyData(net, root, budget, seed, progress)
     file = RunFile(
-        Path(out),
+        out,
         {
             "card": asdict(net.card),
             "weights": study_data.weights(),
@@ -85,7 +119,9 @@ def study(
     missing = [(name, target) for target in TARGETS for name in POLICIES if file.row(name, target) is None]
     if not missing and file.content["static"]:
         return file.content
-    _write_facts(file, study_data)  # before the work: whether it can be written is cheap to get wrong
+    file.content["parameters"] = sum(parameter.numel() for parameter in net.model.parameters())
+    file.content["samples"] |= {"validation": size(study_data.validation_data)}
+    file.write()
 
     fits = file.path.with_name(f"{file.path.name}.fits")
     chooser = Chooser(study_data, fits)
@@ -101,15 +137,6 @@ def study(
         file.add(_row(choice, meter, device))
     fits.unlink(missing_ok=True)
     return file.content
-
-
-def _write_facts(file: RunFile, study_data: StudyData) -> None:
-    file.content["parameters"] = sum(parameter.numel() for parameter in study_data.net.model.parameters())
-    file.content["samples"] |= {"validation": size(study_data.validation_data)}
-    try:
-        file.write()
-    except OSError as error:
-        raise InputError(f"cannot write {file.path}: {error.strerror}.") from error
 
 
 def _row(choice: Choice, meter: Meter, device: str) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
+from .._markdown import cell, table
 from .measurement import BATCH_SIZES
 from .policy_selection import MAX_ACCURACY_DROP, POLICIES
 from .runs import Group, Run
 from .statistics import mean_and_deviation
-from .table import cell, table
 
 _TARGET = "accuracy"
 RULE = (

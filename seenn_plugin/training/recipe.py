@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from .._arguments import MOST_SEED, flag_mistake, integer_mistake
 from .._naming import unknown_name
 from ..errors import InputError
 
@@ -71,10 +72,9 @@ class Recipe:
             for name, valid in _CHOICES.items()
             if getattr(self, name) not in valid
         ]
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                found.append(f"{name} must be an integer of at least {least}, not {value!r}.")
+        integers = [integer_mistake(name, getattr(self, name), 1) for name in ("epochs", "batch_size")]
+        integers.append(integer_mistake("seed", self.seed, 0, MOST_SEED))
+        found += [mistake for mistake in integers if mistake is not None]
         for name in ("weight_decay", "warmup", "tet_lambda", "label_smoothing", "cutmix"):
             value, most = getattr(self, name), math.inf if name in ("weight_decay", "warmup") else 1
             if not _is_finite(value) or not 0 <= value <= most:
@@ -87,8 +87,9 @@ class Recipe:
                 continue
             if not _is_finite(value) or not 0 < value < most:
                 found.append(f"{name} must be a number above 0{' and below 1' if most == 1 else ''}, not {value!r}.")
-        if not isinstance(self.compile, bool):
-            found.append(f"compile must be True or False, not {self.compile!r}.")
+        mistake = flag_mistake("compile", self.compile)
+        if mistake is not None:
+            found.append(mistake)
         if not found and self.warmup > self.epochs:
             found.append(f"warmup must be at most epochs={self.epochs}, not {self.warmup!r}.")
         return found

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # tqdm.auto calls iter() twice, and a DataLoader then starts its workers twice
 
+from .._arguments import check, integer_mistake
+from .._files import locked
 from ..calibration.traces import check_labels
 from ..errors import CalibrationError, InputError, OptionalDependencyError
 from ..tolerance import agree
@@ -77,7 +79,8 @@ def train(
         recipe: how.
         validation: pairs like ``data``, for the accuracies of every epoch; nothing is chosen on them.
         folder: after each epoch all that is needed to go on is written there, and read from there if it is there:
-            called again with the same arguments, training continues as if it had not been interrupted.
+            called again with the same arguments, training continues as if it had not been interrupted. One process at
+            a time can train in a folder.
         name: for the progress bar and the log.
         workers: processes that load data.
         progress: whether to show progress bars.
@@ -87,16 +90,31 @@ def train(
         The epochs.
 
     Raises:
-        InputError: ``folder`` holds the training of another network or recipe, ``forward`` returns no ``[T, N, C]`` or
-            does not start from a fresh state, ``data`` or ``validation`` does not hold such pairs, or the inputs are no
-            images and the recipe has CutMix.
+        InputError: an argument is invalid, ``folder`` holds the training of another network or recipe, is in use by
+            another process or cannot be written to, ``forward`` returns no ``[T, N, C]`` or does not start from a fresh
+            state, ``data`` or ``validation`` does not hold such pairs, or the inputs are no images and the recipe has
+            CutMix.
         CalibrationError: ``data`` or ``validation`` holds no sample, or labels that are no classes of the network.
         TrainingError: the loss of an epoch is NaN or infinite.
         OptionalDependencyError: TensorBoard is asked for, or torchvision for CutMix, and not installed.
     """
+    check(
+        InputError,
+        None if isinstance(model, nn.Module) else f"model must be a torch.nn.Module, not {type(model).__name__}.",
+        None if callable(forward) else f"forward must be a function of model and inputs, not {forward!r}.",
+        None if isinstance(recipe, Recipe) else f"recipe must be a Recipe, not {type(recipe).__name__}.",
+        None if isinstance(name, str) and name else f"name must be a text, not {name!r}.",
+        integer_mistake("workers", workers, 0),
+    )
     monitor = Monitor("train", progress, log_dir)
     device = _device_of(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+    path = None if folder is None else Path(folder) / _CHECKPOINT
+    with (
+        locked(path),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+    ):
+        checkpoint = Checkpoint(path)
         torch.manual_seed(recipe.seed)
         first, outputs = _first(model, forward, data)
         if validation is not None:
@@ -109,7 +127,7 @@ def train(
             "timesteps": len(outputs),
             "classes": outputs.shape[2],
         }
-        checkpoint = Checkpoint(None if folder is None else Path(folder) / _CHECKPOINT, facts)
+        checkpoint.require(facts)
         finished = checkpoint.finished(name)
         if finished is None:
             mix = _cutmix(first, outputs.shape[2]) if recipe.cutmix else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import json
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._files import write_files
 from ..errors import InputError
 
 
@@ -16,21 +19,40 @@ class Checkpoint:
     """The finished runs, and the one under way, after its last whole epoch.
 
     Written with ``torch.save`` and read with ``weights_only=True``: it holds tensors and plain values, and reading it
-    runs no code.
+    runs no code. Only the process that has locked the file (:func:`seenn_plugin._files.locked`) may use it.
 
     Args:
         path: the file; read if it exists. ``None``: nothing is written.
-        facts: plain values that must be the same for training to go on.
 
     Raises:
-        InputError: the file is no checkpoint, or one of another training.
+        InputError: the file is no checkpoint.
     """
 
-    def __init__(self, path: str | Path | None, facts: dict[str, Any]) -> None:
+    def __init__(self, path: str | Path | None) -> None:
         self._path = None if path is None else Path(path)
-        self._content: dict[str, Any] = {"facts": facts, "finished": {}, "running": None}
+        self._content: dict[str, Any] = {"facts": None, "finished": {}, "running": None}
         if self._path is not None and self._path.exists():
-            self._content = _read(self._path, facts)
+            self._content = _read(self._path)
+
+    def require(self, facts: dict[str, Any]) -> None:
+        """Compare plain values that must be the same for training to go on, and keep them.
+
+        Raises:
+            InputError: the file is one of another training.
+        """
+        facts = json.loads(json.dumps(facts))  # plain values only: NumPy's would not be read again
+        saved = self._content["facts"] or facts
+        different = [
+            f"{name} ({saved.get(name)!r} there, {facts.get(name)!r} here)"
+            for name in sorted({*saved, *facts})
+            if saved.get(name) != facts.get(name)
+        ]
+        if different:
+            raise InputError(
+                f"{self._path} is the checkpoint of another training: {', '.join(different)}. Delete it, or name "
+                "another file."
+            )
+        self._content["facts"] = facts
 
     def finished(self, name: str) -> dict[str, Any] | None:
         """The result of a run, if it is finished."""
@@ -55,25 +77,24 @@ class Checkpoint:
             self._write(self._path)
 
     def _write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.part")
-        torch.save(self._content, unfinished)
-        os.replace(unfinished, path)  # an interruption leaves the old one, or the new one, whole
+        content = BytesIO()
+        torch.save(self._content, content)
+        write_files({path: content.getvalue()})
 
 
-def _read(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # PyTorch does not compare the checksums
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        saved, _, _ = content["facts"], content["finished"], content["running"]
-    except Exception as error:  # what the reader raises depends on what is there instead
-        raise InputError(f"{path} is no checkpoint of training: {error!r}") from error
-    different = [
-        f"{name} ({saved.get(name)!r} there, {facts.get(name)!r} here)"
-        for name in sorted({*saved, *facts})
-        if saved.get(name) != facts.get(name)
-    ]
-    if different:
+        saved, finished, running = content["facts"], content["finished"], content["running"]
+        if not (isinstance(saved, dict) and isinstance(finished, dict) and isinstance(running, dict | None)):
+            raise TypeError("it holds other values")
+    except Exception as error:  # what the readers raise depends on what is there instead
         raise InputError(
-            f"{path} is the checkpoint of another training: {', '.join(different)}. Delete it, or name another file."
-        )
+            f"{path} is no checkpoint of training, or damaged: {error!r}. Delete it to begin anew, or name another "
+            "place."
+        ) from error
     return content

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm  # tqdm.auto warns in notebooks without ipywidgets
 
-from ..errors import OptionalDependencyError
+from ..errors import InputError, OptionalDependencyError
 
 _SHOWN = 6
 
@@ -24,6 +24,7 @@ class Monitor:
 
     Raises:
         OptionalDependencyError: ``log_dir`` is given and TensorBoard is not installed.
+        InputError: ``log_dir`` cannot be made.
     """
 
     def __init__(self, title: str, progress: bool, log_dir: str | Path | None) -> None:
@@ -34,6 +35,10 @@ class Monitor:
         self._writer: Any = None
         if self._log_dir is not None:
             _summary_writer()
+            try:
+                self._log_dir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot write scalars to {log_dir}: {error.strerror}.") from error
 
     @property
     def writes(self) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from ..._arguments import check, loader_mistake, target_mistakes
+from ..._files import locked
 from ..._operations import count_operations
 from ...errors import CalibrationError, PolicyError
 from ...policies import RLPolicy
 from ...policies.networks import is_default
+from ...training_loop.checkpoint import Checkpoint
 from ...training_loop.monitor import Monitor
 from ..traces import TraceSource, device_of
 from .fitter import Fitter
@@ -57,16 +60,17 @@ def fit_policy(
         step_cost: the parameter of the reward for ``cost="linear"``.
         progress: whether to show progress bars.
         log_dir: a folder for TensorBoard scalars, with one run for each setting of the reward.
-        checkpoint: a file from which an interrupted fit continues with the same result.
+        checkpoint: a file from which an interrupted fit continues with the same result. One process at a time can use
+            it.
 
     Returns:
         The chosen policy, and the results of all settings that were fitted.
 
     Raises:
-        PolicyError: not exactly one target is given, the parameter belongs to another cost, or the policy network is
-            invalid.
+        PolicyError: not exactly one target is given or it is out of range, an option is invalid, the parameter belongs
+            to another cost, or the policy network is invalid.
         CalibrationError: the data cannot be used, or no policy meets the target.
-        InputError: the checkpoint is of another fit.
+        InputError: the checkpoint is of another fit, damaged, in use by another process, or cannot be written.
         TrainingError: the loss of an epoch is NaN or infinite.
         OptionalDependencyError: ``log_dir`` is given and TensorBoard is not installed.
 
@@ -74,6 +78,7 @@ def fit_policy(
         RuntimeWarning: the policy gives all validation samples the same exit, the default policy network exceeds
             ``max_operations``, or fine-tuning misses the target.
     """
+    settings.check()
     kind = REWARDS[settings.cost]
     parameters = {"beta": beta, "step_cost": step_cost}
     given = parameters.pop(kind.parameter)
@@ -86,13 +91,18 @@ def fit_policy(
             f"{kind.parameter}=..."
         )
     reward = None if given is None else kind(given)  # checks the value before the expensive work
+    check(PolicyError, *target_mistakes(max_accuracy_drop, average_timesteps))
+    check(CalibrationError, loader_mistake("train_loader", train_loader), loader_mistake("val_loader", val_loader))
+    _check_rereading(train_loader, val_loader, settings)
     monitor = Monitor("policy", progress, log_dir)
     device = device_of(source)
     with (
+        locked(checkpoint),
         torch.enable_grad(),
         TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
+        saved = Checkpoint(checkpoint)
         torch.manual_seed(settings.seed)
         train, validation = (
             record(source, policy, loader, progress, f"{name} traces", settings.memory_limit, Path(folder))
@@ -101,7 +111,7 @@ def fit_policy(
         _check(train, validation, policy)
         network_operations = count_operations(lambda: source.trace(validation.example.to(device)))
         loaders = train_loader, val_loader
-        fitter = Fitter(source, policy, loaders, train, validation, settings, monitor, network_operations, checkpoint)
+        fitter = Fitter(source, policy, loaders, train, validation, settings, monitor, network_operations, saved)
         _warn_if_costly(fitter, network_operations)
         goal = Target(max_accuracy_drop, average_timesteps, validation.accuracy[-1])
         if reward is not None:
@@ -130,6 +140,17 @@ def fit_policy(
         settings=settings,
         finetuned=finetuned,
     )
+
+
+def _check_rereading(train_loader: Iterable[Any], val_loader: Iterable[Any], settings: FitSettings) -> None:
+    """Raise a CalibrationError if a loader that is read more than once can be read only once."""
+    again = {"train_loader": settings.augmented or settings.finetune, "val_loader": settings.finetune}
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if again[name] and isinstance(loader, Iterator):
+            raise CalibrationError(
+                f"{name} is read more than once, and a {type(loader).__name__} yields nothing when it is iterated "
+                "again: give a list or a DataLoader."
+            )
 
 
 def _check(train: Recording, validation: Recording, policy: RLPolicy) -> None:

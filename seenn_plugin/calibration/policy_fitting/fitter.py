@@ -45,7 +45,7 @@ class Fitter:
         settings: the options of the fit.
         monitor: shows progress.
         network_operations: multiply-accumulates of the spiking network for one row at full T.
-        checkpoint: a file from which an interrupted fit continues; ``None`` for none.
+        checkpoint: from which an interrupted fit continues.
 
     Attributes:
         initial_network: a custom network of the policy, or a new default network.
@@ -63,7 +63,7 @@ class Fitter:
         settings: FitSettings,
         monitor: Monitor,
         network_operations: int,
-        checkpoint: str | Path | None,
+        checkpoint: Checkpoint,
     ) -> None:
         self.source = source
         self.train_loader, self.val_loader = loaders
@@ -90,7 +90,8 @@ class Fitter:
             )
         fitted_for = FittedFor(train.timesteps, train.classes, tuple(train.frames.shape[1:]))
         self.policy = replace(policy, network=self.initial_network, fitted_for=fitted_for)
-        self.checkpoint = Checkpoint(checkpoint, self._facts())
+        self.checkpoint = checkpoint
+        checkpoint.require(self._facts())
 
     def _default_network(self, row: Tensor, network_operations: int) -> nn.Module:
         torch.manual_seed(self.settings.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..._arguments import MOST_SEED, flag_mistake, integer_mistake, number_mistake
 from ..._naming import unknown_name
 from ...errors import PolicyError
 from .objectives import OBJECTIVES
@@ -86,21 +87,29 @@ class FitSettings:
 
     def mistakes(self) -> list[str]:
         """Return a message for each invalid value."""
-        found = []
+        found: list[str | None] = []
         for name, valid in (("objective", OBJECTIVES), ("cost", REWARDS), ("amp", _AMP)):
-            if getattr(self, name) not in valid:
+            if getattr(self, name) not in list(valid):  # an unhashable value is not in it, either
                 found.append(unknown_name(name, getattr(self, name), valid))
-        for name, least in (("epochs", 1), ("batch_size", 2), ("finetune_epochs", 1), ("refinements", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                found.append(f"{name} must be an integer of at least {least}, not {value!r}.")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("finetune_epochs", 1), ("refinements", 0)):
+            found.append(integer_mistake(name, getattr(self, name), least))
+        found.append(integer_mistake("seed", self.seed, 0, MOST_SEED))
         for name in ("learning_rate", "finetune_learning_rate", "max_operations"):
             if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < float("inf"):
                 found.append(f"{name} must be a positive finite number, not {getattr(self, name)!r}.")
-        for name in ("weight_decay", "exploration", "entropy_bonus", "memory_limit"):
-            if not _is_number(getattr(self, name)) or not getattr(self, name) >= 0:
-                found.append(f"{name} must be a number of at least 0, not {getattr(self, name)!r}.")
-        return found
+        for name in ("weight_decay", "exploration", "entropy_bonus"):
+            found.append(number_mistake(name, getattr(self, name), 0))
+        if not _is_number(self.memory_limit) or not self.memory_limit >= 0:  # there may be no limit
+            found.append(f"memory_limit must be a number of at least 0, not {self.memory_limit!r}.")
+        for name in ("reweight", "augmented", "finetune"):
+            found.append(flag_mistake(name, getattr(self, name)))
+        return [mistake for mistake in found if mistake is not None]
+
+    def check(self) -> None:
+        """Raise a PolicyError that lists all invalid values, if there are any."""
+        mistakes = self.mistakes()
+        if mistakes:
+            raise PolicyError(f"fit_policy: {' '.join(mistakes)}")
 
 
 def _is_number(value: object) -> bool:
