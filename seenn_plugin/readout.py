@@ -358,19 +358,18 @@ def read(readout: Readout, outputs: Outputs, timestep: Tensor, accumulator: Any)
         accumulator: that of the previous timestep.
 
     Returns:
-        Decision logits ``[n, C]``, and the accumulator for the next timestep.
+        Decision logits ``[n, C]`` or ``[n, C, ...]``, and the accumulator for the next timestep.
 
     Raises:
         ReadoutError: the logits have another shape, or the accumulator has other rows.
     """
     logits, accumulator = readout.step(outputs, timestep, accumulator)
     n = outputs[0].shape[0]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != n:
+    if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[0] != n:
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ReadoutError(
             f"readout {readout.name!r} returned logits of shape {seen} for outputs {tuple(outputs[0].shape)}; they "
-            f"must be [{n}, C]. If the first dimension of the input is time, pass input='sequence'. For an answer at "
-            "every position (segmentation) pass readout=function, [t, n, ...] -> [n, C], as a mean over positions."
+            f"must be [{n}, C]."
         )
     misfit = row_misfit(accumulator, n)
     if misfit:

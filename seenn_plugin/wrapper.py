@@ -21,7 +21,7 @@ from .adapter.full_run import FullRun
 from .calibration import policy_fitting, thresholds, traces
 from .engine import ExitResult
 from .engine.inspection import Inspection, Inspector, Settings
-from .errors import AdapterError, InputError, PolicyError, SeennError
+from .errors import AdapterError, InputError, PolicyError, ReadoutError, SeennError
 from .explanation import Explanation
 from .inputs import InputBatch, InputKind, as_input_batch, guess_timesteps
 from .policies import FixedPolicy, Policy, RLPolicy, make_policy
@@ -47,8 +47,9 @@ class EarlyExitWrapper(nn.Module):
 
     Args:
         model: a one-step or multi-step network of a framework with an adapter (SpikingJelly, snnTorch, ...).
-        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"fixed"``,
-            ``"rl"`` (after :meth:`fit_policy`), or a :class:`~seenn_plugin.policies.Policy` class or instance.
+        policy: when a row stops: ``"confidence"``, ``"entropy"``, ``"margin"``, ``"patience"``, ``"stability"``,
+            ``"fixed"``, ``"rl"`` (after :meth:`fit_policy`), or a :class:`~seenn_plugin.policies.Policy` class or
+            instance.
         timesteps: T, the most timesteps that a row may take. If not given: for static input the model's ``T`` or
             ``num_steps``, or the timesteps of the time loop inside its ``forward``; for a sequence the length of its
             time axis.
@@ -512,7 +513,16 @@ class EarlyExitWrapper(nn.Module):
         return self._inspector.readout_changes
 
     def _inspect(self, inputs: InputBatch) -> Inspection:
-        return self._inspector.inspect(inputs, self._settings(self.check))
+        found = self._inspector.inspect(inputs, self._settings(self.check))
+        if found.no_logits.ndim > 2 and not self.policy.takes_maps:
+            shape = ", ".join(map(str, found.no_logits.shape[1:]))
+            raise ReadoutError(
+                f"the model answers with [N, {shape}], and {type(self.policy).__name__} decides on logits [N, C]. If "
+                "the first dimension of the input is time, pass input='sequence'. For an answer at every position "
+                "(segmentation) pass policy=PatiencePolicy(2, share=0.99), which counts positions, or "
+                "StabilityPolicy(), or readout=function, [t, n, ...] -> [n, C], as a mean over positions."
+            )
+        return found
 
     def _settings(self, check: bool) -> Settings:
         chunk = 1 if self.chunk is None and self._compile is not None else self.chunk  # single timesteps are compiled

@@ -136,8 +136,23 @@ def record(source: TraceSource, loader: Iterable[Any], progress: bool = False) -
             all_labels.append(labels.cpu())
     check_lengths({trace.shape[0] for trace in traces})
     trace, labels = torch.cat(traces, 1), torch.cat(all_labels)
-    check_labels(labels, trace.shape[2])
+    check_labels(labels, class_count(trace))
     return trace, labels
+
+
+def class_count(trace: Tensor) -> int:
+    """C of a trace ``[T, N, C]``.
+
+    Raises:
+        CalibrationError: the model answers at several positions, so that a row has no one class.
+    """
+    if trace.ndim > 3:
+        shape = ", ".join(map(str, trace.shape[2:]))
+        raise CalibrationError(
+            f"the model answers with [N, {shape}], and accuracy is of one class for each row: choose the settings of "
+            "the policy on snn.trace(x), with a measure of your own."
+        )
+    return trace.shape[2]
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..adapter import Adapter, Rows
 from ..inputs import InputBatch
 from ..policies import Policy
+from ..policies.base import finite_rows
 from ..readout import Outputs, Readout, read
 from .exit_decisions import ExitDecisions, PerStepExits, exit_decisions
 from .row_state import RowState, can_mix
@@ -175,7 +176,7 @@ class ActiveBatch:
             over = self._clock >= config.timesteps
             at_end = over.to(answer.logits.device, non_blocking=True)
             undecided = at_end if stopped is None else at_end & ~stopped
-            self.nonfinite_rows += int((undecided & ~answer.logits.isfinite().all(1)).sum())
+            self.nonfinite_rows += int((undecided & ~finite_rows(answer.logits)).sum())
             if bool(over.all()):
                 return self._finish(None, answer)
             stopped = at_end if stopped is None else stopped | at_end

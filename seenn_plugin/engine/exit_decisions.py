@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..policies import Plan, PlanPolicy, Policy
-from ..policies.base import consult
+from ..policies.base import consult, finite_rows
 from .row_state import RowState, merged
 
 
@@ -82,7 +82,7 @@ class PlannedExits(ExitDecisions):
         # A row whose logits are not finite where its plan ends goes on, so that it is due at later timesteps too.
         if not bool((self._ends <= clock).any()):
             return None, self._plan.score
-        return (self._plan.timesteps <= timestep) & logits.isfinite().all(1), self._plan.score
+        return (self._plan.timesteps <= timestep) & finite_rows(logits), self._plan.score
 
     def keep(self, index: Tensor) -> None:
         self._plan = Plan(*(values.index_select(0, index) for values in self._plan))

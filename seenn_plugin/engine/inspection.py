@@ -236,9 +236,9 @@ class Inspector:
 
 
 def _row_bytes(adapter: Adapter, inputs: InputBatch) -> int:
-    one = adapter.begin(inputs.narrow(0, 1))
-    adapter.advance(one)
-    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_tensors(one))
+    rows = adapter.begin(inputs)
+    adapter.advance(rows)
+    return sum(tensor.numel() * tensor.element_size() for tensor in adapter.state_tensors(rows)) // len(inputs)
 
 
 def _rates(checked: Checked, names: dict[nn.Module, str]) -> dict[str, float]:

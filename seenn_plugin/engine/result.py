@@ -11,7 +11,7 @@ class ExitResult:
     """Answers of ``N`` rows, each at its own exit.
 
     Attributes:
-        logits: decision logits at the exit, ``[N, C]``.
+        logits: decision logits at the exit, ``[N, C]``; ``[N, C, ...]`` if the model answers at several positions.
         timesteps: long ``[N]``: the timesteps that each row took.
         score: float ``[N]``: the policy's score at the exit.
         steps_executed: row-steps that the network computed: the sum of ``timesteps``, plus the steps of rows that
@@ -29,7 +29,7 @@ class ExitResult:
 
     @property
     def predictions(self) -> Tensor:
-        """Long ``[N]``: the predicted class of each row."""
+        """Long ``[N]``: the predicted class of each row; ``[N, ...]`` if the model answers at several positions."""
         return self.logits.argmax(1)
 
 
@@ -53,5 +53,11 @@ class StreamItem:
 
     @property
     def prediction(self) -> int:
-        """The predicted class."""
+        """The predicted class.
+
+        Raises:
+            ValueError: the model answers at several positions; take ``logits.argmax(0)``.
+        """
+        if self.logits.ndim > 1:
+            raise ValueError("the answer has a class at every position: take logits.argmax(0).")
         return int(self.logits.argmax())

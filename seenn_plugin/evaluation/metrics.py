@@ -140,7 +140,7 @@ def evaluate(snn: EarlyExitWrapper, loader: Iterable[Any], progress: bool = Fals
         if not labels.numel():
             continue
         trace = snn.trace(x)  # first, so that the inspection of a new kind of input is not timed
-        traces.check_labels(labels, trace.shape[2])
+        traces.check_labels(labels, traces.class_count(trace))
         policy = snn.policy_for(x)
         plan, took = _timed(snn.plan, x)
         result, seconds_of_batch = _timed(snn.infer, x)

@@ -8,7 +8,7 @@ from .base import AllPolicy, AnyPolicy, CombinedPolicy, Decision, Policy
 from .base import consult as consult
 from .base import exit_timesteps as exit_timesteps
 from .base import start_rows as start_rows
-from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy
+from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy, StabilityPolicy
 from .planned import Plan, PlanPolicy
 from .registry import ALIASES as ALIASES
 from .registry import make_policy as make_policy
@@ -29,5 +29,6 @@ __all__ = [
     "PlanPolicy",
     "Policy",
     "RLPolicy",
+    "StabilityPolicy",
     "ThresholdPolicy",
 ]

@@ -54,6 +54,11 @@ class Policy(ABC):
         tensor([3])
     """
 
+    @property
+    def takes_maps(self) -> bool:
+        """Whether it decides on logits at several positions too, ``[n, C, ...]``, as of segmentation."""
+        return False
+
     def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Any:
         """Return the policy state of ``n`` rows before their first timestep; ``None`` by default.
 
@@ -166,8 +171,13 @@ def consult(policy: Policy, logits: Tensor, timestep: Tensor, policy_state: Any)
                 f"{name}.decide returned {label} as {seen}; it must be a {dtypes} tensor of shape ({n},)."
             )
     _check_state(policy, "decide", decision.policy_state, n)
-    finite = logits.isfinite().all(1)
+    finite = finite_rows(logits)
     return replace(decision, stop=decision.stop & finite)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """Whether all logits of a row are finite: bool ``[n]``, from ``[n, C, ...]``."""
+    return logits.isfinite().flatten(1).all(1)
 
 
 def _check_state(policy: Policy, method: str, policy_state: Any, n: int) -> None:
@@ -227,6 +237,10 @@ class CombinedPolicy(Policy):
     @abstractmethod
     def combine(self, stops: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return stop, bool ``[n]``, and score, float ``[n]``, from those of the members, ``[members, n]`` each."""
+
+    @property
+    def takes_maps(self) -> bool:
+        return all(member.takes_maps for member in self.members)
 
     def start(self, inputs: InputBatch, timesteps: int, classes: int) -> Any:
         return tuple(member.start(inputs, timesteps, classes) for member in self.members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import ceil, log
 from typing import Any, Self
 
 import torch
@@ -86,13 +86,16 @@ class MarginPolicy(ThresholdPolicy):
 class PatiencePolicy(Policy):
     """Stop when the prediction has been the same class for ``patience`` consecutive timesteps.
 
-    The score is the number of consecutive timesteps with the current prediction.
+    The score is the number of consecutive timesteps with the current prediction. Where the model answers at several
+    positions (segmentation, ``[N, C, H, W]``), each position has a prediction, and the score is the number of timesteps
+    for which a share of the positions has kept theirs.
 
     Args:
         patience: an integer of at least 1; with 1 every row stops at the first timestep.
+        share: of the positions, above 0 and at most 1.
 
     Raises:
-        PolicyError: ``patience`` is no such integer; or, when it decides, there are fewer than 2 classes.
+        PolicyError: a setting is out of range; or, when it decides, there are fewer than 2 classes.
 
     Example:
         >>> from seenn_plugin.policies.base import exit_timesteps
@@ -102,26 +105,89 @@ class PatiencePolicy(Policy):
     """
 
     patience: int = 2
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.patience, int) or self.patience < 1:
             raise PolicyError(f"patience must be an integer of at least 1, not {self.patience!r}.")
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise PolicyError(f"share must be a number above 0 and at most 1, not {self.share!r}.")
+
+    @property
+    def takes_maps(self) -> bool:
+        return True
 
     def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
         if logits.shape[1] < 2:
             raise PolicyError(
                 "PatiencePolicy needs logits of at least 2 classes: with a single output (regression) the prediction "
-                "never changes. Use policy='fixed', or a policy of your own that stops when the output hardly changes."
+                "never changes. Use policy='stability', or policy='fixed'."
             )
         prediction = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)  # -1: not finite, no prediction
         unchanged = torch.ones_like(prediction)
         if policy_state is not None:
             last_prediction, last_unchanged = policy_state
             unchanged = torch.where(prediction == last_prediction, last_unchanged + 1, unchanged)
-        return Decision(unchanged >= self.patience, unchanged.float(), (prediction, unchanged))
+        counts = unchanged.flatten(1) if unchanged.ndim > 1 else unchanged.unsqueeze(1)
+        # The count that so many positions have reached: the smallest of the largest ones.
+        reached = counts.topk(ceil(self.share * counts.shape[1]), dim=1).values[:, -1]
+        return Decision(reached >= self.patience, reached.float(), (prediction, unchanged))
 
     def candidate_settings(self, timesteps: int) -> Sequence[Self]:
         return [replace(self, patience=patience) for patience in range(1, timesteps + 1)]
+
+
+@dataclass(frozen=True)
+class StabilityPolicy(Policy):
+    """Stop when the answer has changed by at most ``tolerance`` for ``patience`` consecutive timesteps.
+
+    For outputs that are no classes (regression, ``[N, D]`` with D of at least 1). The change at t is
+    ``max |a_t - a_(t-1)| / max |a_s|``, the maximum over all numbers of the row, below the line also over the timesteps
+    s up to t. An answer that has been 0 since the first timestep is not stable: the network has not spiked yet. The
+    score is 1 minus the change where that is small enough, and 0 elsewhere.
+
+    With readout ``"sum"`` the answer grows with t; ``"mean"`` or ``"last"`` come to rest.
+
+    Args:
+        tolerance: a fraction, 0 or more.
+        patience: an integer of at least 1.
+
+    Raises:
+        PolicyError: a setting is out of range.
+
+    Example:
+        >>> from seenn_plugin.policies.base import exit_timesteps
+        >>> trace = torch.tensor([[[0.0]], [[1.0]], [[0.99]], [[0.991]], [[0.5]]])
+        >>> exit_timesteps(StabilityPolicy(tolerance=0.02, patience=2), trace)
+        tensor([4])
+    """
+
+    tolerance: float = 0.01
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < float("inf"):
+            raise PolicyError(f"tolerance must be a finite number of at least 0, not {self.tolerance!r}.")
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise PolicyError(f"patience must be an integer of at least 1, not {self.patience!r}.")
+
+    @property
+    def takes_maps(self) -> bool:
+        return True
+
+    def decide(self, logits: Tensor, timestep: Tensor, policy_state: Any) -> Decision:
+        answer = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(1)
+        largest = answer.nan_to_num(0.0, 0.0, 0.0).abs().amax(1)
+        if policy_state is None:
+            stable = torch.zeros_like(timestep)
+            return Decision(stable > 0, torch.zeros_like(largest), (answer, largest, stable))
+        last, largest_so_far, stable = policy_state
+        largest = torch.maximum(largest, largest_so_far)
+        difference = (answer - last).abs().amax(1)  # NaN, which is within nothing, if a number is not finite
+        within = (difference <= self.tolerance * largest) & (largest > 0)
+        stable = torch.where(within, stable + 1, 0)
+        score = torch.where(within, 1 - difference / largest, 0.0)
+        return Decision(stable >= self.patience, score, (answer, largest, stable))
 
 
 @dataclass(frozen=True)
@@ -141,6 +207,10 @@ class FixedPolicy(Policy):
     """
 
     timesteps: int | None = None
+
+    @property
+    def takes_maps(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         if self.timesteps is not None and (not isinstance(self.timesteps, int) or self.timesteps < 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._naming import unknown_name
 from ..errors import PolicyError
 from .base import Policy
-from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy
+from .logits import ConfidencePolicy, EntropyPolicy, FixedPolicy, MarginPolicy, PatiencePolicy, StabilityPolicy
 from .rl import RLPolicy
 
 ALIASES: dict[str, type[Policy]] = {
@@ -15,6 +15,7 @@ ALIASES: dict[str, type[Policy]] = {
     "margin": MarginPolicy,
     "patience": PatiencePolicy,
     "rl": RLPolicy,
+    "stability": StabilityPolicy,
 }
 """The class for each name that ``EarlyExitWrapper(model, policy=...)`` accepts."""
 
@@ -32,7 +33,7 @@ def make_policy(choice: str | type[Policy] | Policy) -> Policy:
         >>> make_policy("confidence")
         ConfidencePolicy(threshold=0.9, temperature=None)
         >>> make_policy(PatiencePolicy(3))
-        PatiencePolicy(patience=3)
+        PatiencePolicy(patience=3, share=1.0)
     """
     if isinstance(choice, str):
         if choice not in ALIASES:

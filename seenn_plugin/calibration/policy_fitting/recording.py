@@ -14,7 +14,7 @@ from torch import Tensor
 from ...inputs import InputBatch
 from ...policies import RLPolicy
 from ...policies.planned import first_frames
-from ..traces import TraceSource, batches, check_labels, check_lengths, row_dim
+from ..traces import TraceSource, batches, check_labels, check_lengths, class_count, row_dim
 
 _PLANNING_BATCH = 1024
 """Rows for which the policy network plans at a time."""
@@ -72,7 +72,7 @@ def traced_batches(
     for x, labels in batches(source, loader, progress, title):
         if labels.numel():
             trace = source.trace(x)
-            check_labels(labels, trace.shape[2])
+            check_labels(labels, class_count(trace))
             yield x, trace, labels
 
 
