@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize, prune
 
 from seenn_plugin import EarlyExitWrapper
 
+from .invariants import ReadOffPolicy
+
 FEATURES, WIDTH, CLASSES, T = 6, 20, 3, 5
 X = 4 * torch.rand(9, FEATURES, generator=torch.Generator().manual_seed(0))
 factor = 1.0
@@ -193,3 +195,19 @@ def test_nothing_is_stale(kind, change, options, monkeypatch):
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(result.logits, expected.logits)
     assert torch.equal(result.timesteps, expected.timesteps)
+
+
+@torch.no_grad()
+def test_a_row_that_takes_a_place_starts_from_the_present_reset_value():
+    """A sequence has no stem, which would reset the neurons for every new row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(layer.Linear(7, 12), neuron.LIFNode(v_threshold=0.4), layer.Linear(12, 3)).eval()
+    x = 2 * torch.rand(5, 12, 7)
+    snn = EarlyExitWrapper(model, ReadOffPolicy(), input="sequence", readout="sum")
+    before = snn.infer(x).logits
+    model[1].set_reset_value("v", 0.3)
+    fresh = EarlyExitWrapper(model, ReadOffPolicy(), input="sequence", readout="sum").infer(x).logits
+    assert not torch.allclose(fresh, before), "the reset value makes no difference"
+    assert len(set(snn.infer(x).timesteps.tolist())) > 2, "all rows leave at once"
+    streamed = torch.stack([item.logits for item in snn.stream(x.unbind(1), slots=4)])
+    torch.testing.assert_close(streamed, fresh)

@@ -137,7 +137,9 @@ class SpikingJellyAdapter(ModuleAdapter):
         return found or super().choose_stepper(few, more)
 
     def run_settings(self, modules: tuple[nn.Module, ...]) -> Any:
-        return (super().run_settings(modules), *(holder["_step_mode"] for holder in self._step_mode_holders))
+        base = super().run_settings(modules)
+        reset_values = [_comparable(v) for node in self.neurons for v in vars(node).get("_memories_rv", {}).values()]
+        return (base, *(holder["_step_mode"] for holder in self._step_mode_holders), *reset_values)
 
     def choose_mode(self, inputs: InputBatch) -> None:
         """Find out whether the network answers the same in the step mode that the caller has not set.
@@ -221,6 +223,11 @@ class SpikingJellyAdapter(ModuleAdapter):
             "step mode": f"{self._own_mode!r} as set by the caller; single steps are made in {single!r}",
             **super().explain(),
         }
+
+
+def _comparable(value: Any) -> Any:
+    """A value that can be compared by equality: a tensor by its identity."""
+    return id(value) if isinstance(value, Tensor) else value
 
 
 def _can_be_reached(threshold: Any) -> bool:
