@@ -211,3 +211,18 @@ def test_a_row_that_takes_a_place_starts_from_the_present_reset_value():
     assert len(set(snn.infer(x).timesteps.tolist())) > 2, "all rows leave at once"
     streamed = torch.stack([item.logits for item in snn.stream(x.unbind(1), slots=4)])
     torch.testing.assert_close(streamed, fresh)
+
+
+@torch.no_grad()
+def test_a_replaced_head_under_bfloat16_differs_by_rounding_alone():
+    """It differs from float32 by several percent, and from a wrapper that has seen nothing else by nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(layer.Linear(7, 64), neuron.LIFNode(v_threshold=0.3), layer.Linear(64, 10)).eval()
+    x = 2 * torch.rand(16, 7)
+    options = {"timesteps": 4, "readout": "mean", "autocast": torch.bfloat16}
+    snn = EarlyExitWrapper(model, **options)
+    before = snn.trace(x)
+    model[2] = layer.Linear(64, 10)
+    after = snn.trace(x)
+    assert not torch.allclose(after, before, atol=0.05)
+    assert torch.equal(after, EarlyExitWrapper(model, **options).trace(x))
