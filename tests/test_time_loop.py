@@ -17,6 +17,7 @@ from seenn_plugin import EarlyExitWrapper
 from seenn_plugin.adapter.conformance import Snapshot
 from seenn_plugin.errors import InputError, ModelRefused, ReadoutError
 from seenn_plugin.inputs import InputBatch
+from seenn_plugin.policies import ConfidencePolicy, FixedPolicy
 from seenn_plugin.stepping.time_loop import read_source
 
 from .invariants import PrescribedPolicy
@@ -602,3 +603,57 @@ def test_sequences_of_other_lengths_are_looked_at_once_each(monkeypatch):
             assert answer.shape[0] == length
             assert torch.allclose(answer[-1], DividesByLength()(frames[:, :length]), atol=1e-6)
     assert len(looks) == 2
+
+
+# -- a warm-up ------------------------------------------------------------------------------------------------------
+
+
+class WarmUp(nn.Module):
+    """The first timesteps are not counted."""
+
+    first = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1 = nn.Linear(7, 12), snntorch.Leaky(0.8, threshold=0.4)
+        self.fc2, self.lif2 = nn.Linear(12, 3), snntorch.Leaky(0.9, threshold=0.3)
+
+    def forward(self, x):
+        mem1, mem2, rec = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        for t in range(8):
+            spk, mem1 = self.lif1(self.fc1(x), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            if t >= 3:
+                rec.append(spk)
+        return torch.stack(rec).sum(0)
+
+
+class WarmUpFromZeros(WarmUp):
+    """As the refusal advises."""
+
+    def forward(self, x):
+        mem1, mem2, out = self.lif1.init_leaky(), self.lif2.init_leaky(), torch.zeros(x.shape[0], 3)
+        for t in range(8):
+            spk, mem1 = self.lif1(self.fc1(x), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            if t >= 3:
+                out = out + spk
+        return out
+
+
+@torch.no_grad()
+def test_a_warm_up_is_refused_with_advice_that_works():
+    x = 3 * torch.rand(6, 7)
+    with pytest.raises(
+        ModelRefused, match=r"after timestep 1: .* warm-up.*FixedPolicy\(first\) & ConfidencePolicy\(\)"
+    ):
+        EarlyExitWrapper(WarmUp().eval()).infer(x)
+    own = WarmUp().eval()(x)
+    assert own.std(0).max() > 0, "the rows are alike"
+    model = WarmUpFromZeros().eval()
+    snn = EarlyExitWrapper(model, FixedPolicy(model.first) & ConfidencePolicy(0.5, temperature=1.0))
+    assert torch.equal(snn.trace(x)[-1], own)
+    exits = snn.infer(x).timesteps
+    assert int(exits.min()) >= model.first
+    assert int(exits.min()) < 8

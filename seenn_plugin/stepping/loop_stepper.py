@@ -410,7 +410,9 @@ class LoopStepper(Stepper):
             raise ModelRefused(
                 f"the statements after {self.loop} cannot run if it ends after timestep {t}: "
                 f"{type(error).__name__}: {error}.",
-                "Write them so that they work for any number of timesteps.",
+                "Write them so that they work for any number of timesteps. If the first ones are a warm-up, add the "
+                "outputs up from zeros (out = out + spk), and let no row leave before: "
+                "policy=FixedPolicy(first) & ConfidencePolicy().",
             ) from error
         self._changed_by_rest |= {name for name, value in held.items() if any(tensor._version for tensor in value)}
         return returned
