@@ -369,7 +369,8 @@ def read(readout: Readout, outputs: Outputs, timestep: Tensor, accumulator: Any)
         seen = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ReadoutError(
             f"readout {readout.name!r} returned logits of shape {seen} for outputs {tuple(outputs[0].shape)}; they "
-            f"must be [{n}, C]."
+            f"must be [{n}, C]. If the first dimension of the input is time, pass input='sequence'. A function maps "
+            "[t, n, ...] to [n, C]."
         )
     misfit = row_misfit(accumulator, n)
     if misfit:

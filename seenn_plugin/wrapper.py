@@ -277,7 +277,7 @@ class EarlyExitWrapper(nn.Module):
         inputs = self._input_batch(x)
         if not len(inputs):
             inspection = self._inspector.inspect_anew(inputs, self._settings(check=False))
-            return inspection.no_logits.expand(inspection.timesteps, 0, -1)
+            return inspection.no_logits.expand(inspection.timesteps, *inspection.no_logits.shape)
         return self._reading_what_fires(inputs, self._trace)
 
     def _trace(self, inputs: InputBatch) -> Tensor:

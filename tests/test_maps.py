@@ -115,6 +115,14 @@ def test_a_class_at_every_position(policy: Policy, readout):
         with pytest.raises(ValueError, match=r"logits.argmax\(0\)"):
             _ = item.prediction
     assert snn.infer(x[:0]).logits.shape == (0, CLASSES, SIZE, SIZE)
+    assert snn.trace(x[:0]).shape == (T, 0, CLASSES, SIZE, SIZE)
+    assert torch.equal(torch.stack(list(snn.steps(x))), trace)
+
+
+@torch.no_grad()
+def test_a_copy_agrees_on_a_row_if_it_does_at_every_position():
+    snn = EarlyExitWrapper(segmenter(), PatiencePolicy(3, 0.9), timesteps=T, readout="mean", autocast=torch.bfloat16)
+    assert f"of {N} rows give the same class" in str(snn.explain(images()))
 
 
 @pytest.mark.parametrize("outputs", [1, 4])

@@ -101,8 +101,9 @@ class Agreement:
 
     @property
     def same_class(self) -> int:
-        """Rows with the same class after all timesteps."""
-        return int((self.own[-1].argmax(1) == self.found[-1].argmax(1)).sum())
+        """Rows with the same class after all timesteps, at every position if there are several."""
+        same = self.own[-1].argmax(1) == self.found[-1].argmax(1)
+        return int(same.flatten(1).all(1).sum() if same.ndim > 1 else same.sum())
 
     @property
     def same_trace(self) -> int:

@@ -73,7 +73,8 @@ class ThresholdPolicy(Policy):
         if logits.shape[-1] < 2:
             raise PolicyError(
                 f"{type(self).__name__} needs logits of at least 2 classes, not [..., {logits.shape[-1]}]; for a "
-                "single output use policy='fixed', or a readout that returns one logit per class."
+                "single output (regression) use policy='stability' or policy='fixed', or a readout that returns one "
+                "logit per class."
             )
         return self.score(logits.to(torch.promote_types(logits.dtype, torch.float32)) / (self.temperature or 1.0))
 
